@@ -1,0 +1,31 @@
+"""The chat model protocol: messages in, text out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypedDict
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    messages: Sequence[Message]
+    max_tokens: int
+    temperature: float = 0.8
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+class ChatModel(Protocol):
+    """Answers a conversation with text.
+
+    Raises:
+        RunError: the model cannot be reached, after all retries; the sentence names the server.
+    """
+
+    name: str
+
+    async def chat(self, request: ChatRequest) -> str: ...

@@ -1,0 +1,58 @@
+"""The search engine protocol: a request that carries its own question, and the page that answers it."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from zerosearch.data import Document, Question
+
+Noise = Literal["useful", "noisy"]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """One query of one episode.
+
+    The question travels with its query, and `sample` (which of the group's episodes), `turn` (how many
+    searches went before) and `step` (of training, at dispatch; 0 outside) say where it stands, so that an
+    engine whose results are random can make them a function of these.
+    """
+
+    query: str
+    question: Question
+    k: int
+    sample: int = 0
+    turn: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The documents that one search returned, best first.
+
+    `noise` is the label that a simulator was asked for (None: not simulated). `error` is one sentence
+    when the search failed, and the page is then empty. `seconds` is the time that the search took.
+    """
+
+    documents: tuple[Document, ...]
+    noise: Noise | None = None
+    error: str = ""
+    seconds: float = 0.0
+
+
+class SearchEngine(Protocol):
+    """Anything that answers queries with pages."""
+
+    name: str
+
+    async def search(self, request: SearchRequest) -> Page:
+        """Return at most `request.k` documents. A failure that may pass is a page with `error` set."""
+        ...
+
+
+class EmptyEngine:
+    """Finds nothing, ever: a control that shows what a policy knows without searching."""
+
+    name = "empty"
+
+    async def search(self, request: SearchRequest) -> Page:
+        return Page(())
