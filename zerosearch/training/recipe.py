@@ -1,0 +1,335 @@
+"""The recipe: everything that says what to train, as nested sections with one line for each key.
+
+A recipe is a TOML file; each class below is one of its tables and each docstring under a field is that key's
+reference. `zerosearch.training.recipe_file` reads recipes and writes them back.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+LATER_SEARCH_TYPES = ("dense", "serpapi", "retriever", "mixed")
+
+
+class Section(BaseModel):
+    """A table of a recipe: unknown keys and values of another type are errors, nothing is converted."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class Model(Section):
+    """The policy: the model that is trained."""
+
+    name: Annotated[str, Field(min_length=1)] = "embedded"
+    """`embedded` (SmolLM2-135M-Instruct from the package registry), a hub id or a local folder."""
+    prompt: Literal["chat", "completion"] = "chat"
+    """`chat` for instruct models (their chat template), `completion` for base models."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the forward and backward pass; weights stay float32. `auto` takes bfloat16 where it is fast."""
+
+
+class Data(Section):
+    """The questions."""
+
+    train: Annotated[str, Field(min_length=1)] = "world"
+    """Training questions: `world`, a .parquet or .jsonl file, or a hub name."""
+    test: Annotated[str, Field(min_length=1)] = "world"
+    """Test questions: `world`, a .parquet or .jsonl file, or a hub name."""
+    train_limit: Count = 0
+    """Training questions used, the same for every seed; 0 = all."""
+    test_limit: Count = 0
+    """Test questions evaluated, spread over the families; 0 = all."""
+
+
+class Search(Section):
+    """The search engine that the policy meets in training."""
+
+    type: Literal["simulated", "bm25", "none"] = "simulated"
+    """`simulated` (a language model writes the pages), `bm25` (a real index) or `none` (reasoning only)."""
+    k: Positive = 3
+    """Documents on a page."""
+    corpus: Annotated[str, Field(min_length=1)] = "world"
+    """Passages of the real engine: `world` or a .jsonl or .jsonl.gz file."""
+    failure_threshold: Share = 0.1
+    """The run stops when more than this share of a step's searches fails."""
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _available(cls, value: object) -> object:
+        if value in LATER_SEARCH_TYPES:
+            raise ValueError(
+                f'search.type = "{value}" is not available in this version; use "simulated", "bm25" or "none"'
+            )
+        return value
+
+
+class Noise(Section):
+    """The schedule p_i = start + (base^(i/m) - 1) / (base - 1) * (end - start) of noisy pages."""
+
+    start: Share = 0.0
+    """Share of noisy pages at the first step."""
+    end: Share = 0.5
+    """Share of noisy pages at the last step."""
+    base: PositiveFloat = 4.0
+    """How late the noise comes: above 1 late, 1 evenly, below 1 early."""
+
+
+class Tuning(Section):
+    """Tuning the simulator on pages that the real engine found for training questions (mode `sft`)."""
+
+    enabled: bool = False
+    """Tune `simulation.model` before training; leave off for a simulator that is tuned already."""
+    pages: Positive = 512
+    """Labelled pages to learn from."""
+    epochs: Positive = 1
+    """Passes over the pages."""
+    batch_size: Positive = 8
+    """Pages in one update."""
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate."""
+
+
+class Simulation(Section):
+    """The simulator: the language model that plays the search engine."""
+
+    mode: Literal["prompt", "sft"] = "prompt"
+    """`prompt` (an instruction and a worked example) or `sft` (a model tuned to write pages)."""
+    model: str = "embedded"
+    """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
+    url: list[str] = []
+    """Base URLs of OpenAI-compatible servers, used in turn; empty = the model runs in this process."""
+    template: str = ""
+    """File with a prompt template of one's own; empty = the built-in one of `mode`."""
+    temperature: NonNegativeFloat = 0.8
+    """Sampling temperature of the pages."""
+    max_tokens: Positive = 160
+    """Tokens of a page at most."""
+    timeout: PositiveFloat = 60.0
+    """Seconds until a call to a server counts as failed."""
+    retries: Count = 3
+    """Calls after a failed one, with growing pauses, before the search counts as failed."""
+    concurrency: Positive = 32
+    """Calls under way at once."""
+    noise: Noise = Noise()
+    tuning: Tuning = Tuning()
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _one_url_is_a_list(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for url in self.url:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(
+                    f'simulation.url holds "{url}", which is no address; '
+                    "write it like http://127.0.0.1:8000/v1"
+                )
+        if not self.model and not self.url:
+            raise ValueError(
+                "simulation.model is empty and simulation.url names no server; set one of the two, "
+                'for instance simulation.model = "embedded"'
+            )
+        if self.tuning.enabled and self.url:
+            raise ValueError(
+                "simulation.tuning.enabled is true, but a model behind simulation.url cannot be tuned from here; "
+                "set simulation.tuning.enabled = false or empty simulation.url"
+            )
+        if self.tuning.enabled and self.mode != "sft":
+            raise ValueError(
+                f'simulation.tuning.enabled is true, but simulation.mode is "{self.mode}"; '
+                'set simulation.mode = "sft" or simulation.tuning.enabled = false'
+            )
+        return self
+
+
+class Agent(Section):
+    """The limits of an episode."""
+
+    max_turns: Count = 4
+    """Searches allowed; after the last one the policy is told to answer."""
+    max_tokens_per_turn: Positive = 64
+    """Tokens that the policy may write in one turn."""
+    max_observation_tokens: Positive = 256
+    """Tokens of a page shown to the policy; what is longer is cut."""
+    max_length: Positive = 1024
+    """Tokens of a whole trajectory, prompt included; an episode is told to answer before it would exceed them."""
+
+    @model_validator(mode="after")
+    def _one_search_fits(self) -> Self:
+        needed = 2 * self.max_tokens_per_turn + self.max_observation_tokens
+        if self.max_turns and self.max_length <= needed:
+            raise ValueError(
+                f"agent.max_length is {self.max_length}, too short for a prompt, one search and an answer; "
+                f"set it well above {needed} (2 * agent.max_tokens_per_turn + agent.max_observation_tokens)"
+            )
+        return self
+
+
+class WarmStart(Section):
+    """Supervised demonstrations that teach the tags before reinforcement; off for models that follow them."""
+
+    enabled: bool = False
+    """Run this stage."""
+    demonstrations: Positive = 64
+    """Demonstrations, all on training questions."""
+    epochs: Positive = 1
+    """Passes over the demonstrations."""
+    batch_size: Positive = 8
+    """Demonstrations in one update."""
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate."""
+
+
+class Training(Section):
+    """Reinforcement learning: how much, how fast, and what is kept."""
+
+    steps: Count = 200
+    """Steps of reinforcement; 0 = none."""
+    questions_per_step: Positive = 8
+    """Questions drawn in each step."""
+    samples_per_question: Positive = 8
+    """Episodes per question: the size of a group."""
+    resample: Count = 0
+    """Questions drawn again in a step, at most, in place of groups without spread."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature of the policy in training."""
+    learning_rate: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    warmup_steps: Count = 0
+    """Steps over which the learning rate grows from zero to its peak."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The gradient is scaled down to this norm where it is longer."""
+    micro_batch_tokens: Positive = 2048
+    """Tokens, padding included, in one forward and backward pass; lower it to save memory."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    save_every: Count = 10
+    """Steps between checkpoints; the last step is always saved. 0 = only the last."""
+    keep: Positive = 1
+    """Checkpoints kept; older ones are deleted."""
+    deterministic: bool = False
+    """Fixed order of admission and fixed batches: a resumed run has the same bits as an unbroken one."""
+    threads: Count = 0
+    """CPU threads; 0 = all cores."""
+
+
+class Algorithm(Section):
+    """How rewards become an update."""
+
+    type: Literal["grpo", "reinforce"] = "grpo"
+    """`grpo` (advantages within the group of a question) or `reinforce`."""
+    baseline: Literal["none", "group", "batch"] = "none"
+    """What REINFORCE subtracts from the reward: nothing, the mean of the question's group or of the batch."""
+    normalize_std: bool = True
+    """GRPO divides by the group's standard deviation."""
+    clip_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """The probability ratio is clipped below at 1 - clip_low."""
+    clip_high: Annotated[float, Field(ge=0.0)] = 0.2
+    """The probability ratio is clipped above at 1 + clip_high."""
+    kl_coefficient: NonNegativeFloat = 0.001
+    """Weight of the pull towards the reference policy; 0 = none, and no reference is held."""
+    kl_estimator: Literal["k3"] = "k3"
+    """Estimator of the KL divergence from the reference: exp(d) - d - 1 with d = log p_ref - log p."""
+    mini_batches: Positive = 1
+    """Updates per pass over a step's episodes; all are of the same size."""
+    epochs: Positive = 1
+    """Passes over a step's episodes."""
+
+
+class Reward(Section):
+    """What an episode earns."""
+
+    type: Literal["f1", "em", "substring_em"] = "f1"
+    """`f1` (word overlap with the best golden answer), `em` (equal to one) or `substring_em` (holds one)."""
+
+
+class Evaluation(Section):
+    """The test with the real engine: greedy, every question counted."""
+
+    engine: Literal["bm25", "none"] = "bm25"
+    """Engine of the test: `bm25` over `search.corpus`, or `none`."""
+    k: Positive = 3
+    """Documents on a page."""
+    batch: Positive = 32
+    """Episodes under way at once."""
+    untrained: bool = True
+    """Evaluate the model as it came, too."""
+    warm_start: bool = True
+    """Evaluate the model after the warm start, too."""
+
+
+class Report(Section):
+    """What a run shows."""
+
+    live: bool = True
+    """A live panel on a terminal; plain lines elsewhere, or when false."""
+    examples: Count = 3
+    """Example trajectories printed at the end."""
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    trainer: Literal["local", "verl"] = "local"
+    """`local` (one process, CPU or one GPU) or `verl` (many GPUs)."""
+    seed: Count = 0
+    """Seed of everything that is drawn."""
+    output: str = ""
+    """The run folder; empty = runs/<recipe>-<seed>."""
+    resume: bool = False
+    """Go on with the run that the output folder holds; without it, an existing run is never overwritten."""
+    model: Model = Model()
+    data: Data = Data()
+    search: Search = Search()
+    simulation: Simulation = Simulation()
+    agent: Agent = Agent()
+    warm_start: WarmStart = WarmStart()
+    training: Training = Training()
+    algorithm: Algorithm = Algorithm()
+    reward: Reward = Reward()
+    evaluation: Evaluation = Evaluation()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        training, algorithm = self.training, self.algorithm
+        grouped = algorithm.type == "grpo" or algorithm.baseline == "group"
+        if grouped and training.samples_per_question < 2:
+            what = "GRPO" if algorithm.type == "grpo" else 'algorithm.baseline = "group"'
+            raise ValueError(
+                f"training.samples_per_question is {training.samples_per_question}, but {what} compares the "
+                "samples of a question; set it to 2 or more"
+            )
+        if algorithm.type == "grpo" and algorithm.baseline != "none":
+            raise ValueError(
+                f'algorithm.baseline is "{algorithm.baseline}", but GRPO brings its own; remove it or set '
+                'algorithm.type = "reinforce"'
+            )
+        if training.questions_per_step % algorithm.mini_batches:
+            raise ValueError(
+                f"algorithm.mini_batches is {algorithm.mini_batches}, which does not divide "
+                f"training.questions_per_step ({training.questions_per_step}); choose a divisor, so that all "
+                "mini-batches weigh the same"
+            )
+        if self.search.type == "none" and self.agent.max_turns:
+            raise ValueError(
+                f'search.type is "none", but agent.max_turns allows {self.agent.max_turns} searches; '
+                "set agent.max_turns = 0"
+            )
+        if self.search.type == "simulated" and self.agent.max_turns == 0:
+            raise ValueError(
+                'agent.max_turns is 0, so nothing would ever be searched; set it to 1 or more, or search.type = "none"'
+            )
+        return self

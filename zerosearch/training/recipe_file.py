@@ -1,0 +1,167 @@
+"""Reading recipes from TOML with dotted overrides, and writing a resolved one back."""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from zerosearch.errors import UserError
+from zerosearch.training.recipe import Recipe
+
+Table = dict[str, Any]
+
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text in quotes",
+    "list": "a list such as []",
+    "model": "a table of keys",
+}
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
+
+
+def built_in_recipes() -> list[str]:
+    """Names of the recipes that the package carries."""
+    folder = resources.files("zerosearch") / "recipes"
+    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a built-in name or a TOML file, with overrides such as `training.steps=5` laid over it.
+
+    An empty `output` becomes runs/<recipe>-<seed>.
+
+    Raises:
+        UserError: there is no such recipe, it is no TOML, a key is unknown or a value impossible.
+    """
+    table = _read(name_or_path)
+    for override in overrides:
+        _lay_over(table, override)
+    try:
+        recipe = Recipe.model_validate(table)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0])) from None
+    if recipe.output:
+        return recipe
+    return recipe.model_copy(update={"output": f"runs/{Path(name_or_path).stem}-{recipe.seed}"})
+
+
+def resolved_toml(recipe: Recipe) -> str:
+    """The recipe with every key as TOML, which `load_recipe` reads back to an equal recipe."""
+    return tomli_w.dumps(recipe.model_dump())
+
+
+def _read(name_or_path: str) -> Table:
+    built_in = built_in_recipes()
+    if name_or_path in built_in:
+        text = (resources.files("zerosearch") / "recipes" / f"{name_or_path}.toml").read_text("utf-8")
+        return tomllib.loads(text)
+    path = Path(name_or_path)
+    if not path.is_file():
+        near = difflib.get_close_matches(name_or_path, built_in, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f'there is no recipe "{name_or_path}": name a TOML file or one of {", ".join(built_in)}{hint}'
+        )
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid TOML: {error}") from None
+
+
+def _lay_over(table: Table, override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f'"{override}" is no override; write it as key=value, for instance training.steps=5')
+    for depth, part in enumerate(parts[:-1], start=1):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(
+                f"{'.'.join(parts[:depth])} in {override} is a key, not a table; nothing can be set below it"
+            )
+    table[parts[-1]] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A value in TOML's notation; what is none is text."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """One sentence for one of pydantic's errors: the dotted key, its value, what to do."""
+    key = ".".join(str(part) for part in error["loc"])
+    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "extra_forbidden":
+        return _unknown(key, is_table=isinstance(value, Mapping))
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        return f"{key} is {_shown(value)}; set it to one of {context['expected']}".replace("'", '"')
+    if kind in _BOUNDS:
+        word, bound = _BOUNDS[kind]
+        wanted = f"a number {word} {context[bound]:g}"
+    elif kind == "finite_number":
+        wanted = "a finite number"
+    elif kind == "string_too_short":
+        wanted = "text that is not empty"
+    else:
+        wanted = next((word for prefix, word in _WANTED.items() if kind.startswith(prefix)), error["msg"])
+    return f"{key} is {_shown(value)}; set it to {wanted}{_about(key)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "a table"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
+
+
+def _about(key: str) -> str:
+    """The key's reference line, in brackets."""
+    return next((f" ({text.rstrip('.')})" for name, text in _keys(Recipe) if name == key and text), "")
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key below a section by its dotted name, with its reference; tables have none."""
+    for name, field in section.model_fields.items():
+        inner = _section(field.annotation)
+        yield f"{prefix}{name}", "" if inner else field.description or ""
+        if inner:
+            yield from _keys(inner, f"{prefix}{name}.")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _unknown(key: str, *, is_table: bool) -> str:
+    candidates = [name for name, reference in _keys(Recipe) if bool(reference) is not is_table]
+    scores = {name: _likeness(key, name) for name in candidates}
+    best = max(scores.values())
+    nearest = " or ".join(name for name, score in scores.items() if score == best)
+    return f"the recipe has no {'table' if is_table else 'key'} {key}; did you mean {nearest}?"
+
+
+def _likeness(key: str, candidate: str) -> float:
+    """How near two dotted keys are: a right last part, or its initials, in another table counts for much."""
+    section, _, last = key.rpartition(".")
+    other_section, _, other = candidate.rpartition(".")
+    initials = "".join(word[0] for word in other.split("_"))
+    near = 1.0 if last == initials and len(last) > 1 else difflib.SequenceMatcher(None, last, other).ratio()
+    return 2 * near + difflib.SequenceMatcher(None, section, other_section).ratio()
