@@ -1,0 +1,132 @@
+"""Writing so that nothing is lost: whole files atomically, logs line by line, a full disk in one sentence."""
+
+import errno
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zerosearch.errors import RunError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@contextmanager
+def reporting_full_disk(path: Path) -> Iterator[None]:
+    """Turn a full disk (or a used-up quota) while writing `path` into a RunError that names its folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"no space left in {path.parent} to write {path.name}: all that was written before is kept, "
+            "free some space and resume the run"
+        ) from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader finds the old content or the new one, never a part, whatever happens.
+
+    Raises:
+        RunError: the disk is full; the old content is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with reporting_full_disk(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class JsonLines:
+    """A file of one JSON object per line that is only ever appended to, so that a killed run loses no line.
+
+    A last line that was cut off is left out when reading and removed when appending goes on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Add rows and flush them. NaN and infinities are written as null.
+
+        Raises:
+            RunError: the disk is full; the rows before are kept, and none of these.
+        """
+        data = "".join(json_line(row) for row in rows).encode()
+        before = _end_of_last_line(self.path) if self.path.exists() else 0
+        with reporting_full_disk(self.path):
+            try:
+                with self.path.open("ab") as file:
+                    file.truncate(before)
+                    file.write(data)
+            except OSError:
+                if self.path.exists():
+                    os.truncate(self.path, before)
+                raise
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete rows; none where the file does not exist.
+
+        Raises:
+            RunError: a line is no JSON object.
+        """
+        if not self.path.exists():
+            return []
+        *lines, _ = self.path.read_bytes().split(b"\n")
+        return [self._row(number, line) for number, line in enumerate(lines, 1)]
+
+    def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the content atomically."""
+        write_atomically(self.path, "".join(json_line(row) for row in rows))
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise RunError(f"line {number} of {self.path} is no JSON object: remove it and try again")
+        return row
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """One line of strict JSON. Numbers of other libraries become floats, NaN and infinities null."""
+    plain = _plain(row)
+    line = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    if _SURROGATE.search(line):
+        line = json.dumps(plain)
+    return line + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _end_of_last_line(path: Path) -> int:
+    """The size of the file without a last line that was cut off."""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        while position:
+            start = max(0, position - 65536)
+            file.seek(start)
+            if (newline := file.read(position - start).rfind(b"\n")) >= 0:
+                return start + newline + 1
+            position = start
+    return 0

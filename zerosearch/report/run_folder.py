@@ -1,0 +1,151 @@
+"""The folder that a run writes: recipe, versions, metrics, results, trajectories, checkpoints and figures."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import zerosearch
+from zerosearch.errors import RunError, UserError
+from zerosearch.evaluation.results import Results, Scalar, SystemResult
+from zerosearch.report.files import JsonLines, write_atomically
+from zerosearch.report.metrics_log import MetricsLog
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "bm25s")
+
+
+class RunFolder:
+    """A run's files. Whole files are written atomically, logs are appended to and flushed.
+
+    Every method that writes raises RunError when the disk is full; what was written before is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.toml"
+        self.versions = path / "versions.json"
+        self.results = path / "results.json"
+        self.curve = path / "curve.png"
+        self.examples = path / "examples.txt"
+        self.checkpoints = path / "checkpoints"
+        self.trajectories = path / "trajectories"
+        self.metrics = MetricsLog(path / "metrics.jsonl")
+
+    @classmethod
+    def create(cls, path: Path | str, resolved_recipe: str) -> "RunFolder":
+        """Start a run: make the folder and write the resolved recipe and the versions.
+
+        Raises:
+            UserError: the folder holds a run or other files, or cannot be made.
+        """
+        folder = cls(Path(path))
+        if folder.recipe.is_file():
+            raise UserError(f"{path} already holds a run: resume it (resume=true) or choose another folder")
+        try:
+            if any(not _is_temporary(entry) for entry in folder.path.iterdir()):
+                raise UserError(f"{path} is not empty and holds no run: choose another folder")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): choose another folder") from error
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            folder.trajectories.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be made ({error.strerror}): choose another folder") from error
+        write_atomically(folder.recipe, resolved_recipe)
+        write_atomically(folder.versions, json.dumps(gather_versions(), indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> "RunFolder":
+        """Open a run that was started before.
+
+        Raises:
+            UserError: there is no run.
+        """
+        folder = cls(Path(path))
+        if not folder.recipe.is_file():
+            raise UserError(f"{path} holds no run (no recipe.toml): check the path, or train one first")
+        folder.checkpoints.mkdir(exist_ok=True)
+        folder.trajectories.mkdir(exist_ok=True)
+        return folder
+
+    def read_results(self) -> Results:
+        """The results so far; empty before the first evaluation.
+
+        Raises:
+            RunError: `results.json` cannot be read.
+        """
+        if not self.results.exists():
+            return Results()
+        try:
+            value = json.loads(self.results.read_text())
+        except ValueError as error:
+            raise RunError(f"{self.results} is no JSON ({error}): remove it and evaluate again") from error
+        return Results.from_json(value)
+
+    def write_results(self, results: Results) -> None:
+        write_atomically(self.results, json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n")
+
+    def add_system(self, name: str, result: SystemResult) -> None:
+        """Put one system's result into `results.json`, in place of an older one of that name."""
+        self.write_results(self.read_results().with_system(name, result))
+
+    def add_measurements(self, **measurements: Scalar) -> None:
+        """Put figures of the run as a whole into `results.json`."""
+        self.write_results(self.read_results().with_measurements(**measurements))
+
+    def append_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows to `trajectories/<name>.jsonl`."""
+        JsonLines(self.trajectories / f"{name}.jsonl").append(*rows)
+
+    def write_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replace `trajectories/<name>.jsonl`."""
+        JsonLines(self.trajectories / f"{name}.jsonl").rewrite(rows)
+
+    def read_trajectories(self, name: str) -> list[dict[str, Any]]:
+        """The rows of `trajectories/<name>.jsonl`; none where it does not exist."""
+        return JsonLines(self.trajectories / f"{name}.jsonl").read()
+
+
+def gather_versions() -> dict[str, str | bool | None]:
+    """What a figure depends on besides the recipe: Python, platform, packages (None: not installed), commit.
+
+    `commit` and `modified` (tracked files differ from it) are there only where the package runs from a git
+    checkout.
+    """
+    versions: dict[str, str | bool | None] = {
+        "zerosearch": zerosearch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+    checkout = Path(zerosearch.__file__).resolve().parent.parent
+    if (checkout / ".git").exists() and (commit := _git(checkout, "rev-parse", "HEAD")):
+        versions["commit"] = commit
+        versions["modified"] = bool(_git(checkout, "status", "--porcelain", "--untracked-files=no"))
+    return versions
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    """Git's output, empty where git is absent, slow or refuses the checkout."""
+    try:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".tmp"
