@@ -1,0 +1,251 @@
+"""The question families of the embedded world."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from zerosearch.data.question import Hop, Question
+from zerosearch.data.world_entities import Book, Company, Half, Person
+from zerosearch.data.world_facts import City, Peak
+
+DATA_SET = "world"
+
+_COMMONEST_ANSWER_SHARE = 0.03
+"""No answer may be that of a larger share of its family's questions, so that guessing fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The names that go into a family's wording, the hops, and the answer."""
+
+    names: tuple[str, ...]
+    hops: tuple[Hop, ...]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Questions of one shape, about one or two entities of a half."""
+
+    kind: str
+    name: str
+    wordings: tuple[str, ...]
+    drafts: Callable[[Half, random.Random], Iterator[Draft]]
+
+
+def write_questions(
+    half: Half, split: str, counts: dict[str, int], random_source: random.Random
+) -> tuple[Question, ...]:
+    """Questions about one half, shuffled; `counts` says how many of each kind, shared evenly by its families.
+
+    A family that runs out of entities hands its share on to those after it.
+    """
+    questions = []
+    for kind, count in counts.items():
+        families = [family for family in FAMILIES if family.kind == kind]
+        left = count
+        for place, family in enumerate(families):
+            share = left // (len(families) - place)
+            drafts = _choose(list(family.drafts(half, random_source)), share, random_source)
+            left -= len(drafts)
+            questions += [
+                Question(
+                    id=f"{split}-{family.name}-{number}",
+                    text=random_source.choice(family.wordings).format(*draft.names),
+                    golden_answers=(draft.answer,),
+                    data_set=DATA_SET,
+                    kind=kind,
+                    family=family.name,
+                    hops=draft.hops,
+                )
+                for number, draft in enumerate(drafts)
+            ]
+    random_source.shuffle(questions)
+    return tuple(questions)
+
+
+def _choose(drafts: list[Draft], count: int, random_source: random.Random) -> list[Draft]:
+    limit = max(1, int(min(count, len(drafts)) * _COMMONEST_ANSWER_SHARE))
+    random_source.shuffle(drafts)
+    seen: Counter[str] = Counter()
+    chosen: list[Draft] = []
+    for draft in drafts:
+        if len(chosen) < count and seen[draft.answer] < limit:
+            seen[draft.answer] += 1
+            chosen.append(draft)
+    return chosen
+
+
+def _founder(company: Company) -> Hop:
+    return Hop(company.name, "founder", (company.founder.name,))
+
+
+def _home_city(company: Company) -> Hop:
+    return Hop(company.name, "home city", (company.home_city.name,))
+
+
+def _founding_year(company: Company) -> Hop:
+    return Hop(company.name, "founding year", (str(company.founding_year),))
+
+
+def _author(book: Book) -> Hop:
+    return Hop(book.title, "author", (book.author.name,))
+
+
+def _publication_year(book: Book) -> Hop:
+    return Hop(book.title, "publication year", (str(book.publication_year),))
+
+
+def _birthplace(person: Person) -> Hop:
+    return Hop(person.name, "birthplace", (person.birthplace.name,))
+
+
+def _birth_year(person: Person) -> Hop:
+    return Hop(person.name, "birth year", (str(person.birth_year),))
+
+
+def _population(city: City) -> Hop:
+    return Hop(city.name, "population", (city.population,))
+
+
+def _elevation(peak: Peak) -> Hop:
+    return Hop(peak.country, "highest peak elevation", (peak.elevation,))
+
+
+def _path(*hops: Hop) -> Draft:
+    return Draft((hops[0].subject,), hops, hops[-1].answers[0])
+
+
+def _compare(
+    hops: Sequence[Hop], better: Callable[..., str], random_source: random.Random
+) -> Iterator[Draft]:
+    """Pairs of facts with different numbers, each fact in two pairs; `better` picks the answer."""
+    for _ in range(2):
+        order = random_source.sample(hops, len(hops))
+        for one, other in zip(order[::2], order[1::2], strict=False):
+            answers = (one.answers[0], other.answers[0])
+            if answers[0] != answers[1]:
+                answer = better(answers, key=lambda text: int(text.replace(",", "")))
+                yield Draft((one.subject, other.subject), (one, other), answer)
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "one_hop",
+        "country_elevation",
+        (
+            "What is the elevation of the highest peak of {}?",
+            "How many metres high is the highest peak of {}?",
+        ),
+        lambda half, _: (_path(_elevation(peak)) for peak in half.peaks),
+    ),
+    Family(
+        "one_hop",
+        "company_founder",
+        ("Who is the founder of {}?", "Who founded the company {}?"),
+        lambda half, _: (_path(_founder(company)) for company in half.companies),
+    ),
+    Family(
+        "one_hop",
+        "company_home_city",
+        ("What is the home city of {}?", "Which city is home to the company {}?"),
+        lambda half, _: (_path(_home_city(company)) for company in half.companies),
+    ),
+    Family(
+        "one_hop",
+        "book_author",
+        ("Who is the author of {}?", "Who wrote the book {}?"),
+        lambda half, _: (_path(_author(book)) for book in half.books),
+    ),
+    Family(
+        "one_hop",
+        "person_birthplace",
+        ("What is the birthplace of {}?", "Where was {} born?"),
+        lambda half, _: (_path(_birthplace(person)) for person in half.people),
+    ),
+    Family(
+        "one_hop",
+        "person_birth_year",
+        ("What is the birth year of {}?", "In which year was {} born?"),
+        lambda half, _: (_path(_birth_year(person)) for person in half.people),
+    ),
+    Family(
+        "one_hop",
+        "city_population",
+        ("What is the population of {}?", "How many people live in {}?"),
+        lambda half, _: (_path(_population(city)) for city in half.cities),
+    ),
+    Family(
+        "two_hop",
+        "founder_birthplace",
+        ("What is the birthplace of the founder of {}?", "Where was the founder of {} born?"),
+        lambda half, _: (_path(_founder(one), _birthplace(one.founder)) for one in half.companies),
+    ),
+    Family(
+        "two_hop",
+        "founder_birth_year",
+        ("What is the birth year of the founder of {}?", "In which year was the founder of {} born?"),
+        lambda half, _: (_path(_founder(one), _birth_year(one.founder)) for one in half.companies),
+    ),
+    Family(
+        "two_hop",
+        "home_city_population",
+        ("What is the population of the home city of {}?", "How many people live in the home city of {}?"),
+        lambda half, _: (_path(_home_city(one), _population(one.home_city)) for one in half.companies),
+    ),
+    Family(
+        "two_hop",
+        "author_birthplace",
+        ("What is the birthplace of the author of {}?", "Where was the author of {} born?"),
+        lambda half, _: (_path(_author(book), _birthplace(book.author)) for book in half.books),
+    ),
+    Family(
+        "two_hop",
+        "author_birth_year",
+        ("What is the birth year of the author of {}?", "In which year was the author of {} born?"),
+        lambda half, _: (_path(_author(book), _birth_year(book.author)) for book in half.books),
+    ),
+    Family(
+        "two_hop",
+        "birthplace_population",
+        ("What is the population of the birthplace of {}?", "How many people live in the birthplace of {}?"),
+        lambda half, _: (_path(_birthplace(one), _population(one.birthplace)) for one in half.people),
+    ),
+    Family(
+        "comparison",
+        "older_birth_year",
+        (
+            "What is the birth year of the older of {} and {}?",
+            "In which year was the older of {} and {} born?",
+        ),
+        lambda half, source: _compare([_birth_year(person) for person in half.people], min, source),
+    ),
+    Family(
+        "comparison",
+        "larger_population",
+        (
+            "What is the population of the larger of {} and {}?",
+            "How many people live in the larger of {} and {}?",
+        ),
+        lambda half, source: _compare([_population(city) for city in half.cities], max, source),
+    ),
+    Family(
+        "comparison",
+        "earlier_founding_year",
+        (
+            "What is the founding year of the older of {} and {}?",
+            "In which year was the older of the companies {} and {} founded?",
+        ),
+        lambda half, source: _compare([_founding_year(company) for company in half.companies], min, source),
+    ),
+    Family(
+        "comparison",
+        "later_publication_year",
+        (
+            "What is the publication year of the newer of {} and {}?",
+            "In which year did the newer of the books {} and {} come out?",
+        ),
+        lambda half, source: _compare([_publication_year(book) for book in half.books], max, source),
+    ),
+)
