@@ -1,0 +1,82 @@
+"""The simulator: a search engine whose every page is written by a chat model."""
+
+import time
+
+from zerosearch.draws import seed_for
+from zerosearch.errors import RunError
+from zerosearch.inference.chat import ChatModel, ChatRequest
+from zerosearch.search.engine import Page, SearchRequest
+from zerosearch.simulation.hops import answers_for
+from zerosearch.simulation.quality import PageCounts, telling_answers
+from zerosearch.simulation.schedule import Schedule, draw_noise
+from zerosearch.simulation.template import Template, parse_documents
+
+
+class Simulator:
+    """A search engine played by a chat model, which is told what to write but never given a passage.
+
+    Whether a page is to be useful or noisy is drawn before the chat model is called, as a function of
+    (seed, question, sample, turn, step); the chat model's seed is another such function. The model may be
+    told the question and the first answer of the fact that the query asks for (see `answers_for`).
+    Its documents are handed on as they were written. A chat model that fails gives a page with an error.
+    """
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        template: Template,
+        schedule: Schedule,
+        seed: int = 0,
+        max_tokens: int = 600,
+        temperature: float = 0.8,
+        name: str = "simulator",
+    ) -> None:
+        self.name = name
+        self._chat = chat
+        self._template = template
+        self._schedule = schedule
+        self._seed = seed
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+        self._counts = PageCounts()
+
+    async def search(self, request: SearchRequest) -> Page:
+        question, place = request.question, (request.sample, request.turn, request.step)
+        probability = self._schedule.probability(request.step)
+        noise = draw_noise(self._seed, question, *place, probability)
+        answers = answers_for(request.query, question)
+        answer = answers[0] if answers else ""
+        chat_request = ChatRequest(
+            messages=self._template.render(request.query, question.text, answer, noise, request.k),
+            max_tokens=self._max_tokens,
+            temperature=self._temperature,
+            seed=seed_for(self._seed, "page", question.data_set, question.id, *place),
+            stop=(f"\nDoc {request.k + 1}",),
+        )
+        started = time.perf_counter()
+        try:
+            text, error = await self._chat.chat(chat_request), ""
+        except RunError as failure:
+            text, error = "", str(failure)
+        page = Page(
+            documents=parse_documents(text, request.k, self._chat.name),
+            noise=noise,
+            error=error,
+            seconds=time.perf_counter() - started,
+        )
+        self._counts.add(
+            page,
+            k=request.k,
+            turn=request.turn,
+            probability=probability,
+            asked=telling_answers(answers, question),
+            gold=telling_answers(question.golden_answers, question),
+        )
+        return page
+
+    def counters(self) -> dict[str, float]:
+        """What came of the pages since the last reset, as `simulator/…`; see `PageCounts.summary`."""
+        return self._counts.summary("simulator")
+
+    def reset_counters(self) -> None:
+        self._counts = PageCounts()
