@@ -143,8 +143,8 @@ class Simulation(Section):
             )
         if self.tuning.enabled and self.url:
             raise ValueError(
-                "simulation.tuning.enabled is true, but a model behind simulation.url cannot be tuned from here; "
-                "set simulation.tuning.enabled = false or empty simulation.url"
+                "simulation.tuning.enabled is true, but a model behind simulation.url cannot be tuned from "
+                "here; set simulation.tuning.enabled = false or empty simulation.url"
             )
         if self.tuning.enabled and self.mode != "sft":
             raise ValueError(
@@ -164,7 +164,7 @@ class Agent(Section):
     max_observation_tokens: Positive = 256
     """Tokens of a page shown to the policy; what is longer is cut."""
     max_length: Positive = 1024
-    """Tokens of a whole trajectory, prompt included; an episode is told to answer before it would exceed them."""
+    """Tokens of a whole trajectory, prompt included; the policy must answer before they are used up."""
 
     @model_validator(mode="after")
     def _one_search_fits(self) -> Self:
@@ -289,7 +289,7 @@ class Recipe(Section):
     output: str = ""
     """The run folder; empty = runs/<recipe>-<seed>."""
     resume: bool = False
-    """Go on with the run that the output folder holds; without it, an existing run is never overwritten."""
+    """Go on with the run that the output folder holds, if it does; else an existing run is an error."""
     model: Model = Model()
     data: Data = Data()
     search: Search = Search()
@@ -330,6 +330,7 @@ class Recipe(Section):
             )
         if self.search.type == "simulated" and self.agent.max_turns == 0:
             raise ValueError(
-                'agent.max_turns is 0, so nothing would ever be searched; set it to 1 or more, or search.type = "none"'
+                "agent.max_turns is 0, so nothing would ever be searched; set it to 1 or more, "
+                'or search.type = "none"'
             )
         return self

@@ -90,7 +90,7 @@ def _lay_over(table: Table, override: str) -> None:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise UserError(
-                f"{'.'.join(parts[:depth])} in {override} is a key, not a table; nothing can be set below it"
+                f"{'.'.join(parts[:depth])} is a key, not a table; {override} cannot be set below it"
             )
     table[parts[-1]] = _value(text.strip())
 

@@ -1,0 +1,65 @@
+# Each target makes its own .venv when there is none. Variables:
+#   PYTHON    the interpreter for .venv, 3.11 or 3.12 (default: the first one found)
+#   PIP_ARGS  further arguments of pip; where PyPI's torch would bring CUDA along and there is no GPU:
+#             PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#   ARGS      further arguments of the command that a target runs
+#   RUN       the run folder whose controls are measured
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/world-0
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
+	$$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && break; done)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt $(PIP_ARGS)
+
+.DELETE_ON_ERROR:
+.PHONY: help quickstart quickstart-seeds controls test lint format clean
+
+help:
+	@echo "make quickstart        train the embedded world (about half an hour on 2 cores)"
+	@echo "make quickstart-seeds  the same for seeds 0, 1 and 2, and their mean"
+	@echo "make controls          what the run in RUN=$(RUN) owes to searching"
+	@echo "make test              the tests"
+	@echo "make lint              ruff and mypy"
+	@echo "make format            let ruff format the code"
+
+quickstart: $(VENV)/.local
+	$(BIN)/zerosearch train world $(ARGS)
+
+quickstart-seeds: $(VENV)/.local
+	set -e; for seed in 0 1 2; do $(BIN)/zerosearch train world seed=$$seed resume=true $(ARGS); done
+	$(BIN)/zerosearch view runs/world-0 runs/world-1 runs/world-2
+
+controls: $(VENV)/.local
+	$(BIN)/zerosearch eval $(RUN) --controls $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# One stamp for each extra; `dev` holds `local`.
+$(VENV)/.local: pyproject.toml constraints/cpu.txt | $(BIN)/python
+	$(INSTALL) -e '.[local]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints/cpu.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.local
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' || { \
+		echo "error: Python 3.11 or 3.12 is needed$(if $(PYTHON), and $(PYTHON) is none);" \
+			"install one and name it: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)

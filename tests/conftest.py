@@ -1,0 +1,38 @@
+"""What all tests share: the published data where it is there, and how many tests went without it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+DATA = Path(os.environ.get("ZEROSEARCH_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
+
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the published data; a test that takes it carries the marker `shared_data`."""
+    if not DATA.is_dir():
+        pytest.skip(f"no published data in {DATA}")
+    return DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("shared_data"):
+            raise pytest.UsageError(f"{item.nodeid} takes shared_data without the marker shared_data")
+        if item.get_closest_marker("shared_data") and not DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"no published data in {DATA}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if "shared_data" in report.keywords
+    ]
+    if skipped and not DATA.is_dir():
+        terminalreporter.write_line(
+            f"{len(skipped)} shared_data tests were not run: there is no folder {DATA} (see ZEROSEARCH_DATA)"
+        )

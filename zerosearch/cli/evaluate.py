@@ -1,0 +1,23 @@
+"""`zerosearch eval`: measure a run's policy again, under other conditions, or against its controls."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Measure the run's controls, which show what it learned.")
+    ] = False,
+) -> None:
+    """Measure the trained policy of a run with the real engine on the test questions."""
+    if controls:
+        from zerosearch.training.controls import run_controls
+
+        run_controls(run)
+        return
+    from zerosearch.training.stages import evaluate_run
+
+    evaluate_run(run)

@@ -1,0 +1,53 @@
+"""The entry point: runs a command, and gives each way of ending early one sentence and an exit code.
+
+0: done; 1: a run that failed; 2: a mistake in what the user gave; 130: interrupted. Anything else is a
+defect of this program and shows its traceback.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from zerosearch.errors import RunError, UserError
+
+
+class Interrupted(Exception):
+    """Ctrl-C within a command."""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        from zerosearch.cli.app import app
+
+        app(given, prog_name="zerosearch")
+    except UserError as error:
+        _stop(f"error: {error}", 2)
+    except RunError as error:
+        _stop(f"error: {error}", 1)
+    except (Interrupted, KeyboardInterrupt):
+        _stop(_interrupted(given), 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _stop(f"error: {error.strerror or error}{where}", 1)
+
+
+def _stop(sentence: str, code: int) -> None:
+    print(sentence, file=sys.stderr)  # noqa: T201
+    sys.exit(code)
+
+
+def _interrupted(given: list[str]) -> str:
+    if given[:1] != ["train"]:
+        return "interrupted"
+    kept = [argument for argument in given if not argument.startswith("resume=")]
+    return f"interrupted; resume with: zerosearch {shlex.join([*kept, 'resume=true'])}"

@@ -1,0 +1,88 @@
+"""What a recipe would do, in lines, from the recipe alone."""
+
+from zerosearch.training.recipe import Recipe
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """A heading and one line for each stage, in order, with its counts."""
+    stages = [
+        f"questions: train on {_limited(recipe.data.train_limit)} of {recipe.data.train}, "
+        f"test on {_limited(recipe.data.test_limit)} of {recipe.data.test}",
+        *_tuning(recipe),
+        *_warm_start(recipe),
+        *_evaluation_before(recipe),
+        *_reinforcement(recipe),
+        f"evaluation of the trained policy: {_conditions(recipe)}",
+        f"report: {recipe.report.examples} example trajectories, results and plots in {recipe.output}",
+    ]
+    return [
+        f"# plan (trainer {recipe.trainer}, seed {recipe.seed}, policy {recipe.model.name})",
+        *(f"# {number}. {stage}" for number, stage in enumerate(stages, start=1)),
+    ]
+
+
+def _tuning(recipe: Recipe) -> list[str]:
+    tuning = recipe.simulation.tuning
+    if recipe.search.type != "simulated" or not tuning.enabled:
+        return []
+    return [
+        f"simulator tuning: {recipe.simulation.model} on {tuning.pages} pages of the real engine, "
+        f"{_times(tuning.epochs, 'epoch')} of {_updates(tuning.pages, tuning.batch_size)}"
+    ]
+
+
+def _warm_start(recipe: Recipe) -> list[str]:
+    warm_start = recipe.warm_start
+    if not warm_start.enabled:
+        return []
+    return [
+        f"warm start: {_times(warm_start.demonstrations, 'demonstration')}, "
+        f"{_times(warm_start.epochs, 'epoch')} of {_updates(warm_start.demonstrations, warm_start.batch_size)}"
+    ]
+
+
+def _evaluation_before(recipe: Recipe) -> list[str]:
+    systems = []
+    if recipe.evaluation.untrained:
+        systems.append("the untrained model")
+    if recipe.evaluation.warm_start and recipe.warm_start.enabled:
+        systems.append("the warm start")
+    return [f"evaluation of {' and '.join(systems)}: {_conditions(recipe)}"] if systems else []
+
+
+def _reinforcement(recipe: Recipe) -> list[str]:
+    training, agent = recipe.training, recipe.agent
+    per_step = training.questions_per_step * training.samples_per_question
+    searches = {
+        "simulated": f"pages by {recipe.simulation.model or 'a server'} ({recipe.simulation.mode}), "
+        f"noise {recipe.simulation.noise.start:g} to {recipe.simulation.noise.end:g}",
+        "bm25": f"pages by BM25 over {recipe.search.corpus}",
+        "none": "no search",
+    }[recipe.search.type]
+    at_most = f", at most {agent.max_turns * per_step * training.steps} searches" if agent.max_turns else ""
+    again = f" (at most {training.resample} drawn again)" if training.resample else ""
+    return [
+        f"reinforcement ({recipe.algorithm.type}, reward {recipe.reward.type}): "
+        f"{_times(training.steps, 'step')} of {training.questions_per_step} questions{again} x {training.samples_per_question} samples "
+        f"= {per_step * training.steps} episodes{at_most}; {searches}"
+    ]
+
+
+def _conditions(recipe: Recipe) -> str:
+    evaluation = recipe.evaluation
+    return (
+        f"{_limited(recipe.data.test_limit)} questions, engine {evaluation.engine}, k = {evaluation.k}, "
+        f"at most {_times(recipe.agent.max_turns, 'search', 'searches')}, greedy"
+    )
+
+
+def _limited(limit: int) -> str:
+    return str(limit) if limit else "all"
+
+
+def _updates(examples: int, batch_size: int) -> str:
+    return _times(-(-examples // batch_size), "update")
+
+
+def _times(count: int, singular: str, plural: str = "") -> str:
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"
