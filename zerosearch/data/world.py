@@ -7,6 +7,7 @@ peak. `zerosearch.data.world_facts` states the licences of the real facts.
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 from zerosearch.data.document import Document
 from zerosearch.data.question import Question
@@ -35,6 +36,11 @@ class World:
 
 def build_world(seed: int = 0) -> World:
     """The world of a seed: the same seed, the same world, in any process."""
+    return _build(seed)
+
+
+@lru_cache(maxsize=2)
+def _build(seed: int) -> World:
     random_source = random.Random(seed)
     train_half, test_half = make_halves(random_source)
     train_passages = write_passages(train_half, 0, random_source)
