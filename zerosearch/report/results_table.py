@@ -1,0 +1,180 @@
+"""The results as tables, for the terminal and as Markdown, and the line that a run ends with."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zerosearch.errors import RunError
+from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Results, Scores, SystemResult
+from zerosearch.evaluation.statistics import Estimate
+from zerosearch.report.text import visible
+
+KINDS = {"one_hop": "one hop", "two_hop": "two hops", "comparison": "comparison"}
+
+WIDE = 80
+SHORT = {"comparison": "compare", "substring EM": "sub. EM"}
+LEGEND = "± standard error; sub. EM: the answer holds a golden one; searches: per question"
+
+Cell = Estimate | str
+
+
+def show_results(results: Results, stream: TextIO | None = None) -> None:
+    """Print the table of systems, the table of families and the conditions that all systems share."""
+    console = Console(file=stream or sys.stdout)
+    for title, rows in _tables(results):
+        for part in _parts(rows) if console.width < WIDE else [rows]:
+            console.print(_rich_table(title, part), Text())
+    console.print(Text(LEGEND, style="dim"))
+    if shared := shared_conditions(results):
+        console.print(Text(f"Conditions: {shared}.", style="dim"))
+
+
+def results_markdown(results: Results) -> str:
+    """The same as Markdown."""
+    parts = [f"**{title}**\n\n{_markdown_table(rows)}" for title, rows in _tables(results)]
+    if shared := shared_conditions(results):
+        parts.append(f"Conditions: {shared}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def final_line(results: Results) -> str:
+    """`real-search F1 = x ± y (n = …, before RL x ± y)`: over all test questions, three decimals.
+
+    Before RL is after the warm start, or untrained in a run without one.
+
+    Raises:
+        RunError: the trained policy was not evaluated.
+    """
+    if (trained := results.systems.get(TRAINED)) is None:
+        raise RunError("the trained policy has not been evaluated yet: run the evaluation first")
+    before = results.systems.get(WARM_START) or results.systems.get(UNTRAINED)
+    said = f", before RL {before.all.f1_estimate}" if before else ""
+    return f"real-search F1 = {trained.all.f1_estimate} (n = {trained.all.n}{said})"
+
+
+def shared_conditions(results: Results) -> str:
+    """What all systems were measured under, as `engine bm25, k 3, …`."""
+    first, *others = [system.conditions for system in results.systems.values()] or [{}]
+    shared = {
+        name: value
+        for name, value in first.items()
+        if value is not None and all(other.get(name) == value for other in others)
+    }
+    return ", ".join(_condition(name.replace("_", " "), value) for name, value in shared.items())
+
+
+def _condition(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return name if value else f"not {name}"
+    return f"{name} {visible(str(value))}"
+
+
+def _tables(results: Results) -> Iterable[tuple[str, list[list[Cell]]]]:
+    if results.systems:
+        yield "F1 by kind of question, other scores over all", _system_rows(results)
+    if any(system.families for system in results.systems.values()):
+        yield "F1 by family of question", _family_rows(results)
+
+
+def _system_rows(results: Results) -> list[list[Cell]]:
+    """The header, then a row for each system."""
+    kinds = _names(results, lambda system: system.kinds)
+    kinds = [kind for kind in KINDS if kind in kinds] + [kind for kind in kinds if kind not in KINDS]
+    header = [
+        "system",
+        *(KINDS.get(kind, kind) for kind in kinds),
+        "all",
+        "EM",
+        "substring EM",
+        "searches",
+        "n",
+    ]
+    rows: list[list[Cell]] = [[*header]]
+    for name, system in results.systems.items():
+        scores = system.all
+        rows.append(
+            [
+                name,
+                *(_f1(system.kinds.get(kind)) for kind in kinds),
+                scores.f1_estimate,
+                Estimate(scores.em, scores.em_se, scores.n),
+                Estimate(scores.substring_em, scores.substring_em_se, scores.n),
+                f"{scores.searches:.2f}",
+                str(scores.n),
+            ]
+        )
+    return rows
+
+
+def _family_rows(results: Results) -> list[list[Cell]]:
+    """The header, then a row for each family; the run's own systems where it has them, else all."""
+    own = [name for name in (UNTRAINED, WARM_START, TRAINED) if name in results.systems]
+    systems = {name: results.systems[name] for name in own or results.systems}
+    rows: list[list[Cell]] = [["family", *systems, "searches", "n"]]
+    last = list(systems.values())[-1]
+    for family in _names(results, lambda system: system.families):
+        scores = last.families.get(family)
+        rows.append(
+            [
+                family.replace("_", " "),
+                *(_f1(system.families.get(family)) for system in systems.values()),
+                f"{scores.searches:.2f}" if scores else "",
+                str(scores.n) if scores else "",
+            ]
+        )
+    return rows
+
+
+def _names(results: Results, groups: Callable[[SystemResult], Iterable[str]]) -> list[str]:
+    return sorted({name for system in results.systems.values() for name in groups(system)})
+
+
+def _f1(scores: Scores | None) -> Cell:
+    return scores.f1_estimate if scores else ""
+
+
+def _parts(rows: Sequence[Sequence[Cell]]) -> list[list[Sequence[Cell]]]:
+    """The columns up to `all` and those after it, each with the names; one part where there is no `all`."""
+    if "all" not in rows[0]:
+        return [[*rows]]
+    middle = rows[0].index("all") + 1
+    return [[row[:middle] for row in rows], [[row[0], *row[middle:]] for row in rows]]
+
+
+def _rich_table(title: str, rows: Sequence[Sequence[Cell]]) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        header_style="dim",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for number, name in enumerate(map(str, rows[0])):
+        header = Text(SHORT.get(name, visible(name)))
+        table.add_column(header, justify="right" if number else "left", min_width=0 if number else 10)
+    for row in rows[1:]:
+        table.add_row(*map(_rich_cell, row), style="bold cyan" if row[0] == TRAINED else "")
+    return table
+
+
+def _rich_cell(cell: Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(visible(cell))
+    mean, error = str(cell).split(" ", 1)
+    return Text.assemble(mean, ("\n" + error.replace("± 0", "±0"), "dim"))
+
+
+def _markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
+    header, *body = [
+        [visible(str(cell)).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows
+    ]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *body])
