@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -110,7 +109,7 @@ def test_a_full_disk(registry: Registry, cache: Path, monkeypatch: pytest.Monkey
     usage = namedtuple("usage", "free")
     with monkeypatch.context() as patch:
         patch.setattr(embedded.shutil, "disk_usage", lambda _: usage(5_000_000))
-        with pytest.raises(RunError, match="5 MB free.*make room"):
+        with pytest.raises(RunError, match=r"5 MB free.*make room"):
             embedded_model_path()
     assert registry.commands == []
 
@@ -120,7 +119,7 @@ def test_a_full_disk(registry: Registry, cache: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(embedded, "_convert", fill)
-    with pytest.raises(RunError, match="No space left on device.*ZEROSEARCH_CACHE"):
+    with pytest.raises(RunError, match=r"No space left on device.*ZEROSEARCH_CACHE"):
         embedded_model_path()
     assert model_folders(cache) == []
 
@@ -198,4 +197,4 @@ def test_the_real_package(cache: Path) -> None:
     written = model.generate(**prompt, max_new_tokens=1, do_sample=False)
     assert tokenizer.decode(written[0, -1]) == " Paris"
     assert tokenizer.decode(tokenizer("one , two .").input_ids) == "one , two ."
-    assert os.stat(path / "model.safetensors").st_size > 500_000_000
+    assert (path / "model.safetensors").stat().st_size > 500_000_000

@@ -17,8 +17,8 @@ def hop_asked_for(query: str, question: Question) -> Hop | None:
     Where it names several, the one whose relation it shares most words with; among equals, the later one.
     """
     asked = _words(query)
-    named = [hop for hop in question.hops if _words(hop.subject) <= asked]
-    return max(reversed(named), key=lambda hop: len(_words(hop.relation) & asked), default=None)
+    named = [hop for hop in question.hops if (subject := _key_words(hop.subject)) and subject <= asked]
+    return max(reversed(named), key=lambda hop: len(_key_words(hop.relation) & asked), default=None)
 
 
 def answers_for(query: str, question: Question) -> tuple[str, ...]:
@@ -33,8 +33,13 @@ def answers_for(query: str, question: Question) -> tuple[str, ...]:
     return hop.answers if hop else ()
 
 
-def _words(text: str) -> set[str]:
-    """The words that matter, without accents, possessive endings and case."""
-    plain = "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
-    words = set(normalize_answer(_POSSESSIVE.sub("", plain)).split())
+def _key_words(text: str) -> set[str]:
+    """The words of a name or a relation that matter; all of them where none does."""
+    words = _words(text)
     return words - _LIGHT_WORDS or words
+
+
+def _words(text: str) -> set[str]:
+    """The words without accents, possessive endings and case."""
+    plain = "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
+    return set(normalize_answer(_POSSESSIVE.sub("", plain)).split())

@@ -18,6 +18,7 @@ from zerosearch.search.engine import Noise
 
 _MARKER = re.compile(r"^\s*(?:[-#>]+[ \t]*)?(\*\*)?doc(?:ument)?[ \t]*([0-9]{1,6})(?!\w)", re.IGNORECASE)
 _LABEL = "(Title:"
+_TYPES = {"words": int, "noisy_informed": bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Template:
     noisy_informed: whether the simulator learns question and answer when it is to write a noisy page too.
     example: what stands for $example, with $query, $label and $documents; left out without documents.
     example_query, useful_documents, noisy_documents: what the example shows; of the documents the first k.
-    system: the system message; None sends none, so that the model's own default applies.
+    system: the system message; None sends none, and some chat templates then put in a default of their own.
 
     Raises:
         UserError: a placeholder that is not known, or no $query.
@@ -53,7 +54,7 @@ class Template:
     example_query: str = ""
     useful_documents: tuple[Document, ...] = ()
     noisy_documents: tuple[Document, ...] = ()
-    system: str | None = ""
+    system: str | None = None
 
     def __post_init__(self) -> None:
         layout = {"engine", "k", "words", "label", "demand", "example", "question", "answer", "query"}
@@ -188,8 +189,10 @@ def _check_placeholders(key: str, text: str, known: set[str]) -> None:
         raise UserError(f"In '{key}' of the simulation template {wrong}; it may hold {right}.")
 
 
-def _template(values: Mapping[str, Any], name: str) -> Template:
-    known = {field.name: field for field in fields(Template)}
+def _template(values: Any, name: str) -> Template:
+    if not isinstance(values, Mapping):
+        raise UserError(f"The simulation template '{name}' must be a table of keys and values.")
+    known = [field.name for field in fields(Template)]
     settings: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
@@ -203,7 +206,7 @@ def _template(values: Mapping[str, Any], name: str) -> Template:
                 raise UserError(
                     f"In the simulation template '{name}', '{key}' must be tables with title and text."
                 ) from error
-        elif isinstance(value, bool if key == "noisy_informed" else int if key == "words" else str):
+        elif type(value) is _TYPES.get(key, str):
             settings[key] = value
         else:
             raise UserError(f"In the simulation template '{name}', '{key}' cannot be {value!r}.")
