@@ -2,7 +2,6 @@
 
 import io
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TextIO
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.evaluation.results import Scored
+from zerosearch.report.console import open_console
 from zerosearch.report.text import visible
 from zerosearch.search.engine import Noise
 
@@ -99,7 +99,7 @@ def pick_examples(examples: Iterable[Example]) -> list[tuple[str, Example]]:
 
 def show_examples(examples: Sequence[tuple[str, Example]], stream: TextIO | None = None) -> None:
     """Print examples, in colour on a terminal."""
-    console = Console(file=stream or sys.stdout, highlight=False)
+    console = open_console(stream)
     for number, (caption, example) in enumerate(examples, 1):
         console.print(render_example(f"Example {number}: {caption}", example), Text())
 

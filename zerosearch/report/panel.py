@@ -17,11 +17,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from zerosearch.report.console import PatientStream, encodable, open_console
 from zerosearch.report.progress import LABELS, Figure, Progress, Stage, figure_text, label
 from zerosearch.report.text import duration, sparkline, visible
 
 WIDEST = 92
 TWO_COLUMNS = 66
+MANY = 50
 LINE_SECONDS = 30.0
 
 
@@ -65,7 +67,7 @@ def open_display(title: str, stages: list[str], stream: TextIO | None = None) ->
     """
     stream = stream or sys.stdout
     if stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
-        panel = PanelDisplay(title, stages, Console(file=stream, force_terminal=True))
+        panel = PanelDisplay(title, stages, open_console(stream, terminal=True))
         with panel.live:
             yield panel
             panel.close()
@@ -76,13 +78,13 @@ def open_display(title: str, stages: list[str], stream: TextIO | None = None) ->
 
 
 class LineDisplay(Display):
-    """A line per update; of stages with more than 50 updates, one per fiftieth or per half minute."""
+    """A line per update; of stages with more than 50 steps, one per tenth or per half minute."""
 
     def __init__(
         self, title: str, stages: list[str], stream: TextIO, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(title, stages, clock)
-        self._stream = stream
+        self._stream = PatientStream(stream)
         self._clock = clock
         self._written: tuple[float, int] | None = None
         self._pending = False
@@ -112,11 +114,10 @@ class LineDisplay(Display):
         stage = self.progress.current
         if stage is None or (not stage.figures and not stage.completed):
             return
-        now = self._clock()
-        if self._written is not None and stage.completed != stage.total:
+        now, total = self._clock(), stage.total or 0
+        if self._written is not None and total > MANY and stage.completed != total:
             then, completed = self._written
-            soon = now - then < LINE_SECONDS
-            if soon and stage.total is not None and (stage.completed - completed) * 50 < stage.total:
+            if now - then < LINE_SECONDS and (stage.completed - completed) * 10 < total:
                 self._pending = True
                 return
         self._written = (now, stage.completed)
@@ -138,11 +139,8 @@ class LineDisplay(Display):
         return value.rjust(self._widths[name])
 
     def _write(self, line: str) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        try:
-            print(line.encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
-        except (OSError, ValueError):
-            return  # the reader is gone: the run goes on, the run folder has all of it
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
 
 
 class PanelDisplay(Display):
@@ -153,15 +151,12 @@ class PanelDisplay(Display):
     ) -> None:
         super().__init__(title, stages, clock)
         self.console = console
-        self.live = _PatientLive(
+        self.live = Live(
             console=console, get_renderable=self.render, refresh_per_second=2, vertical_overflow="crop"
         )
 
     def note(self, text: str) -> None:
-        try:
-            self.console.print(Text(self._encodable(visible(text)), style="dim"))
-        except (OSError, ValueError):
-            return  # as in LineDisplay
+        self.console.print(Text(visible(text), style="dim"))
 
     def close(self) -> None:
         """Mark the last stage as done in the panel that stays on the screen."""
@@ -173,7 +168,7 @@ class PanelDisplay(Display):
 
     def render(self) -> RenderableType:
         with self._lock:
-            width = min(self.console.width, WIDEST)
+            width = min(self.console.width - 2, WIDEST)  # room for the echo of Ctrl-C
             parts: list[RenderableType] = [self._stages(width - 6)]
             stage = self.progress.current
             if stage and stage.figures:
@@ -181,7 +176,7 @@ class PanelDisplay(Display):
             return Panel(
                 Group(*parts),
                 box=ROUNDED,
-                title=Text(self._encodable(visible(self.title)), style="bold"),
+                title=Text(visible(self.title), style="bold"),
                 title_align="left",
                 subtitle=Text(f"{duration(self.progress.elapsed())} elapsed", style="dim"),
                 subtitle_align="right",
@@ -198,7 +193,7 @@ class PanelDisplay(Display):
         rows.add_column(justify="right", no_wrap=True)
         rows.add_column(justify="right", no_wrap=True)
         for stage in self.progress.stages:
-            name = self._encodable(visible(stage.name))
+            name = visible(stage.name)
             if stage is self.progress.current:
                 rows.add_row(
                     Text(self._sign("●", "*"), style="cyan"),
@@ -240,7 +235,7 @@ class PanelDisplay(Display):
             grid.add_column(no_wrap=True, justify="right", width=9)
         for start in range(0, len(cells), columns):
             row = cells[start : start + columns]
-            grid.add_row(*(part for name, value in row for part in (Text(self._encodable(name)), value)))
+            grid.add_row(*(part for name, value in row for part in (Text(name), value)))
         if not rewards:
             return grid
         marks = sparkline(rewards, min(width - 35, 46), self._sign("▁▂▃▄▅▆▇█", "_.:-=+*#"))
@@ -252,20 +247,7 @@ class PanelDisplay(Display):
         return Group(curve, grid)
 
     def _sign(self, sign: str, plain: str) -> str:
-        return sign if self._encodable(sign) == sign else plain
-
-    def _encodable(self, text: str) -> str:
-        return text.encode(self.console.encoding, "replace").decode(self.console.encoding)
-
-
-class _PatientLive(Live):
-    """A live area that goes quiet when the terminal is gone."""
-
-    def refresh(self) -> None:
-        try:
-            super().refresh()
-        except (OSError, ValueError):
-            return
+        return sign if encodable(sign, self.console.encoding) == sign else plain
 
 
 def _count(stage: Stage) -> str:

@@ -1,17 +1,16 @@
 """The results as tables, for the terminal and as Markdown, and the line that a run ends with."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from zerosearch.errors import RunError
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Results, Scores, SystemResult
 from zerosearch.evaluation.statistics import Estimate
+from zerosearch.report.console import open_console
 from zerosearch.report.text import visible
 
 KINDS = {"one_hop": "one hop", "two_hop": "two hops", "comparison": "comparison"}
@@ -25,7 +24,7 @@ Cell = Estimate | str
 
 def show_results(results: Results, stream: TextIO | None = None) -> None:
     """Print the table of systems, the table of families and the conditions that all systems share."""
-    console = Console(file=stream or sys.stdout)
+    console = open_console(stream)
     for title, rows in _tables(results):
         for part in _parts(rows) if console.width < WIDE else [rows]:
             console.print(_rich_table(title, part), Text())
