@@ -1,45 +1,29 @@
 """A sampler in a chat model's clothes."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from zerosearch.inference.chat import ChatRequest, Message
+from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.sampler import Sampler, SamplingRequest
-from zerosearch.inference.tokens import encode_chat, encode_text
+from zerosearch.inference.tokens import encode_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def prompt_token_ids(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], plain: bool
-) -> list[int]:
-    """The token ids after which a model is to answer these messages.
-
-    plain: without a chat template; the contents follow each other as one text to be continued, after
-        whatever the tokenizer puts before every text.
-    """
-    if plain:
-        text = "".join(message["content"] for message in messages)
-        return [*tokenizer.encode(""), *encode_text(tokenizer, text)]
-    return encode_chat(tokenizer, messages)
-
-
 class SampledChat:
-    """Answers messages with what a sampler samples after them; see `prompt_token_ids` for `plain`."""
+    """Answers messages with what a sampler samples after them, in the model's chat template."""
 
     def __init__(
-        self, sampler: Sampler, tokenizer: "PreTrainedTokenizerBase", name: str, plain: bool = False
+        self, sampler: Sampler, tokenizer: "PreTrainedTokenizerBase", name: str
     ) -> None:
         self.name = name
         self._sampler = sampler
         self._tokenizer = tokenizer
-        self._plain = plain
 
     async def chat(self, request: ChatRequest) -> str:
         sample = await self._sampler.sample(
             SamplingRequest(
-                token_ids=prompt_token_ids(self._tokenizer, request.messages, self._plain),
+                token_ids=encode_chat(self._tokenizer, request.messages),
                 max_tokens=request.max_tokens,
                 stop=request.stop,
                 temperature=request.temperature,

@@ -159,9 +159,10 @@ def _unknown(key: str, *, is_table: bool) -> str:
 
 
 def _likeness(key: str, candidate: str) -> float:
-    """How near two dotted keys are: a right last part, or its initials, in another table counts for much."""
-    section, _, last = key.rpartition(".")
-    other_section, _, other = candidate.rpartition(".")
+    """How near two dotted keys are: the last part counts double, its initials or its start nearly as much."""
+    table, _, last = key.rpartition(".")
+    other_table, _, other = candidate.rpartition(".")
     initials = "".join(word[0] for word in other.split("_"))
-    near = 1.0 if last == initials and len(last) > 1 else difflib.SequenceMatcher(None, last, other).ratio()
-    return 2 * near + difflib.SequenceMatcher(None, section, other_section).ratio()
+    short = len(last) > 1 and (last == initials or other.startswith(last))
+    nearness = 0.95 if short else difflib.SequenceMatcher(None, last, other).ratio()
+    return 2 * nearness + (difflib.SequenceMatcher(None, table, other_table).ratio() if table else 0.0)

@@ -1,0 +1,74 @@
+"""One forward pass of a decoder-only transformer over a ragged batch: no padding, any attention.
+
+The tokens of all sequences lie in one row; linear layers see them all at once, and only attention knows
+which token belongs where. Sampling (keys and values in a cache) and training (sequences that share a
+prefix) run these same lines. Works on the modules of transformers' Llama, Qwen2 and Qwen3 models, so that
+adapters inside the linear layers work too.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SUPPORTED = frozenset({"llama", "qwen2", "qwen3"})
+
+
+class Attention(Protocol):
+    """Mixes the tokens of a ragged batch.
+
+    Shapes: T tokens, H query heads, G key-value heads, D values per head.
+    """
+
+    def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
+        """Return the mixed values, of shape (T, H, D)."""
+        ...
+
+
+def rotate(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021), halves layout."""
+    first, second = x_TND.chunk(2, dim=-1)
+    return x_TND * cos_TD[:, None] + torch.cat((-second, first), dim=-1) * sin_TD[:, None]
+
+
+def grouped_attention(queries_QHD: Tensor, keys_GKD: Tensor, values_GKD: Tensor, start: int) -> Tensor:
+    """Causal attention of the tokens `start, start + 1, …` of one sequence over its first K tokens.
+
+    Query heads that share a key-value head are stacked into one matrix, so nothing is repeated in memory.
+    Returns (Q, H, D).
+    """
+    length, heads, width = queries_QHD.shape
+    groups, total, _ = keys_GKD.shape
+    share = heads // groups
+    queries = queries_QHD.view(length, groups, share, width).permute(1, 2, 0, 3)
+    queries = queries.reshape(groups, share * length, width) * width**-0.5
+    scores = torch.matmul(queries, keys_GKD.transpose(1, 2)).view(groups, share, length, total)
+    if length > 1:
+        hidden = torch.ones(length, total, dtype=torch.bool, device=scores.device).triu_(start + 1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    weights = scores.softmax(-1).view(groups, share * length, total)
+    mixed = torch.matmul(weights, values_GKD).view(groups, share, length, width)
+    return mixed.permute(2, 0, 1, 3).reshape(length, heads, width)
+
+
+def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
+    """Return the last hidden states (T, width), normalised, ready for the output layer."""
+    body = model.model
+    x = body.embed_tokens(ids_T)
+    cos, sin = body.rotary_emb(x[None], positions_T[None])
+    cos, sin = cos[0].to(x.dtype), sin[0].to(x.dtype)
+    for index, layer in enumerate(body.layers):
+        block = layer.self_attn
+        y = layer.input_layernorm(x)
+        queries = block.q_proj(y).view(len(y), -1, block.head_dim)
+        keys = block.k_proj(y).view(len(y), -1, block.head_dim)
+        values = block.v_proj(y).view(len(y), -1, block.head_dim)
+        if hasattr(block, "q_norm"):
+            queries, keys = block.q_norm(queries), block.k_norm(keys)
+        mixed = attention(index, rotate(queries, cos, sin), rotate(keys, cos, sin), values)
+        x = x + block.o_proj(mixed.reshape(len(y), -1))
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+    return body.norm(x)

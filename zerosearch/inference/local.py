@@ -1,0 +1,284 @@
+"""The local sampler: continuous batching in one process, on CPU or one GPU.
+
+Each request takes a slot of the cache. What a slot already knows of the request's tokens (an earlier turn of
+the same episode, the prompt of the same group) is kept or copied, and only the rest is computed. A finished
+request gives its slot to the next one at once.
+"""
+
+import asyncio
+import copy
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from zerosearch.errors import UserError
+from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
+from zerosearch.inference.decoder import SUPPORTED, hidden_states
+from zerosearch.inference.sampler import Sample, SamplingRequest, StopReason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Lane:
+    """The machine's one place for computing: samplers that share it take turns, the fuller batch first."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
+        self._samplers: list[LocalSampler] = []
+        self._pump: asyncio.Task[None] | None = None
+
+    def join(self, sampler: "LocalSampler") -> None:
+        self._samplers.append(sampler)
+
+    def wake(self) -> None:
+        """Start stepping, in the running event loop, until no sampler has work."""
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while busy := [sampler for sampler in self._samplers if sampler.load]:
+            sampler = max(busy, key=lambda sampler: sampler.load)
+            try:
+                finished = await loop.run_in_executor(self._executor, sampler.step)
+            except Exception as error:
+                sampler.fail(error)
+                continue
+            for active, reason in finished:
+                active.finish(reason)
+            await asyncio.sleep(0)
+
+
+@dataclass(eq=False, slots=True)
+class Active:
+    """A request that is being continued."""
+
+    request: SamplingRequest
+    future: "asyncio.Future[Sample]"
+    slot: int = -1
+    sampled: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+
+    def finish(self, reason: StopReason) -> None:
+        if not self.future.done():
+            self.future.set_result(Sample(tuple(self.sampled), tuple(self.log_probs), reason))
+
+
+def uniform_draws(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1) from 64-bit seeds and positions (SplitMix64 finaliser, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        z = seeds.astype(np.uint64) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+class LocalSampler:
+    """Continues token ids with a transformers model.
+
+    slots: how many sequences are held at once. length: the longest sequence, in tokens. dtype: to compute in; the
+    sampler holds a copy of the weights where it is not the model's own.
+    """
+
+    prefill_tokens = 768
+    """At most so many prompt and observation tokens enter one step, so that decoding never waits long."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        slots: int = 48,
+        length: int = 768,
+        lane: Lane | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        if model.config.model_type not in SUPPORTED:
+            raise UserError(
+                f"the local sampler cannot run the architecture '{model.config.model_type}': "
+                f"choose a model of type {', '.join(sorted(SUPPORTED))}"
+            )
+        self._source, self._dtype = model, dtype
+        self.model = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+        self.tokenizer = tokenizer
+        self.length = length
+        self.cache = SlotCache(model.config, slots, length, dtype, model.device)
+        self._known = np.full((slots, length), -1, dtype=np.int64)
+        self._known_length = np.zeros(slots, dtype=np.int64)
+        self._last_used = np.zeros(slots, dtype=np.int64)
+        self._taken = np.zeros(slots, dtype=bool)
+        self._clock = 0
+        self._waiting: deque[Active] = deque()
+        self._active: list[Active] = []
+        self._end_ids = end_token_ids(model, tokenizer)
+        self.tokens_sampled = 0
+        self.tokens_prefilled = 0
+        self.lane = lane or Lane()
+        self.lane.join(self)
+
+    @property
+    def load(self) -> int:
+        """How many requests are being continued or wait for a slot."""
+        return len(self._active) + len(self._waiting)
+
+    async def sample(self, request: SamplingRequest) -> Sample:
+        if not request.token_ids:
+            raise UserError("nothing to continue: the prompt has no tokens")
+        if len(request.token_ids) + request.max_tokens > self.length:
+            raise UserError(
+                f"{len(request.token_ids)} tokens and {request.max_tokens} more do not fit into the sampler's "
+                f"{self.length}: shorten the prompt or raise the length"
+            )
+        active = Active(request, asyncio.get_running_loop().create_future())
+        self._waiting.append(active)
+        self.lane.wake()
+        return await active.future
+
+    def weights_changed(self) -> None:
+        """Take over the model's new weights and drop the keys and values that the old ones made."""
+        if self.model is not self._source:
+            with torch.no_grad():
+                for mine, new in zip(self.model.parameters(), self._source.parameters(), strict=True):
+                    mine.copy_(new)
+        self._known_length[:] = 0
+
+    def fail(self, error: Exception) -> None:
+        """End every request with the error that a step raised."""
+        for active in [*self._active, *self._waiting]:
+            if not active.future.done():
+                active.future.set_exception(error)
+        self._active.clear()
+        self._waiting.clear()
+        self._taken[:] = False
+        self._known_length[:] = 0
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Active, StopReason]]:
+        """Compute one token of every active request; return those that finished."""
+        self._active = [active for active in self._active if self._wanted(active)]
+        self._admit()
+        rows = sorted(self._active, key=self._missing)
+        chunks, batch, budget = [], [], self.prefill_tokens
+        for active in rows:
+            missing = self._missing(active)
+            if missing > 1 and chunks and budget < missing:
+                continue
+            budget -= missing if missing > 1 else 0
+            chunks.append(Chunk(active.slot, int(self._known_length[active.slot]), missing))
+            batch.append(active)
+        if not batch:
+            return []
+        logits = self._forward(batch, chunks)
+        self._draw(batch, logits)
+        finished: list[tuple[Active, StopReason]] = []
+        for active in batch:
+            reason = self._stop_reason(active)
+            if reason:
+                finished.append((active, reason))
+                self._taken[active.slot] = False
+        done = {id(active) for active, _ in finished}
+        self._active = [active for active in self._active if id(active) not in done]
+        return finished
+
+    def _wanted(self, active: Active) -> bool:
+        if active.future.cancelled():
+            self._taken[active.slot] = False
+            return False
+        return True
+
+    def _missing(self, active: Active) -> int:
+        return len(active.request.token_ids) + len(active.sampled) - int(self._known_length[active.slot])
+
+    def _admit(self) -> None:
+        """Give waiting requests a slot, reusing what any slot knows of their tokens."""
+        while self._waiting and not self._taken.all():
+            active = self._waiting.popleft()
+            if active.future.cancelled():
+                continue
+            ids = np.asarray(active.request.token_ids, dtype=np.int64)
+            places = np.arange(len(ids))
+            same = (self._known[:, : len(ids)] == ids) & (places < self._known_length[:, None])
+            shared = np.where(same.all(1), len(ids), same.argmin(1))
+            # The last token is computed again where all are known: its logits are needed.
+            shared = np.minimum(shared, len(ids) - 1)
+            source = int(shared.argmax())
+            keep = int(shared[source])
+            if not self._taken[source] and self._known_length[source] <= len(ids) and keep >= self._known_length[source] - 1:
+                slot = source
+            else:
+                free = np.flatnonzero(~self._taken)
+                slot = int(free[self._last_used[free].argmin()])
+                if keep and slot != source:
+                    self.cache.copy(source, slot, keep)
+            self._clock += 1
+            self._known[slot, : len(ids)] = ids
+            self._known_length[slot] = keep
+            self._last_used[slot] = self._clock
+            self._taken[slot] = True
+            active.slot = slot
+            self._active.append(active)
+
+    def _forward(self, batch: list[Active], chunks: list[Chunk]) -> torch.Tensor:
+        ids, positions, last = [], [], []
+        for chunk in chunks:
+            ids.append(self._known[chunk.slot, chunk.start : chunk.start + chunk.length])
+            positions.append(np.arange(chunk.start, chunk.start + chunk.length))
+            last.append(chunk.length)
+        device = self.model.device
+        hidden = hidden_states(
+            self.model,
+            torch.from_numpy(np.concatenate(ids)).to(device),
+            torch.from_numpy(np.concatenate(positions)).to(device),
+            CacheAttention(self.cache, chunks),
+        )
+        for active, chunk in zip(batch, chunks, strict=True):
+            self._known_length[active.slot] = chunk.start + chunk.length
+            self.tokens_prefilled += chunk.length - 1
+        self.tokens_sampled += len(batch)
+        ends = torch.from_numpy(np.cumsum(last) - 1).to(device)
+        return self.model.lm_head(hidden[ends]).float()
+
+    def _draw(self, batch: list[Active], logits_BV: torch.Tensor) -> None:
+        temperatures = torch.tensor([active.request.temperature for active in batch], device=logits_BV.device)
+        greedy = temperatures == 0
+        scaled = logits_BV / torch.where(greedy, 1.0, temperatures)[:, None]
+        log_probs = torch.log_softmax(scaled, dim=-1)
+        tokens = log_probs.argmax(-1)
+        if not bool(greedy.all()):
+            seeds = np.array([active.request.seed & (2**64 - 1) for active in batch], dtype=np.uint64)
+            positions = np.array([len(active.sampled) for active in batch], dtype=np.uint64)
+            draws = torch.from_numpy(uniform_draws(seeds, positions)).to(logits_BV.device)
+            cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
+            drawn = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
+            tokens = torch.where(greedy, tokens, drawn.clamp_max(logits_BV.shape[-1] - 1))
+        chosen = log_probs.gather(-1, tokens[:, None])[:, 0]
+        for active, token, log_prob in zip(batch, tokens.tolist(), chosen.tolist(), strict=True):
+            place = len(active.request.token_ids) + len(active.sampled)
+            self._known[active.slot, place] = token
+            active.sampled.append(token)
+            active.log_probs.append(log_prob)
+
+    def _stop_reason(self, active: Active) -> StopReason | None:
+        request = active.request
+        if active.sampled[-1] in self._end_ids:
+            return "end"
+        if request.stop:
+            # Each token is at least one byte, so a stop string cannot reach further back than this.
+            window = max(len(stop.encode()) for stop in request.stop) + 4
+            tail = self.tokenizer.decode(active.sampled[-window:], clean_up_tokenization_spaces=False)
+            if any(stop in tail for stop in request.stop):
+                return "stop"
+        return "length" if len(active.sampled) >= request.max_tokens else None
+
+
+def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """The tokens that end a turn: those of the generation config and the tokenizer's own."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = set(configured if isinstance(configured, list) else [configured])
+    ids.add(tokenizer.eos_token_id)
+    return frozenset(token for token in ids if token is not None)

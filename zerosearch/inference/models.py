@@ -1,0 +1,68 @@
+"""Loading models and tokenizers, and choosing how they compute."""
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from zerosearch.errors import UserError
+from zerosearch.inference.embedded import resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTypeName = Literal["auto", "float32", "bfloat16"]
+
+
+def device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(name: DTypeName) -> torch.dtype:
+    """Return the type to compute in; `auto` is bfloat16 where the hardware multiplies it natively, else float32.
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16 products, about nine times slower than float32 ones.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_model(name: str) -> "PreTrainedModel":
+    """Load a causal language model by name (`embedded`, a folder or a hub id), in float32, on `device()`.
+
+    Raises:
+        UserError: there is no such model, or it is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = resolve_model(name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the model '{name}' cannot be loaded: {_first_sentence(error)}") from error
+    return model.to(device()).eval()
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model by the model's name.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve_model(name)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of '{name}' cannot be loaded: {_first_sentence(error)}") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

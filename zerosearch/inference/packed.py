@@ -1,0 +1,127 @@
+"""Log-probabilities of written tokens, with gradients: packed, without padding, shared prefixes computed once.
+
+A tree is a prefix with branches: the prompt of a group and what each of its episodes went on with. All trees
+of a micro-batch lie in one row of tokens. Only the tokens before a wanted one pass the output layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zerosearch.inference.decoder import grouped_attention, hidden_states
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Tokens that follow a prefix, and which of them are wanted (learned from, or scored)."""
+
+    token_ids: Sequence[int]
+    wanted: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A prefix of at least one token and the branches that share it."""
+
+    prefix: Sequence[int]
+    branches: Sequence[Branch]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prefix) + sum(len(branch.token_ids) for branch in self.branches)
+
+
+class TreeAttention:
+    """A prefix sees itself; a branch sees its prefix and itself; nothing sees another tree or branch."""
+
+    def __init__(self, trees: Sequence[Tree]):
+        self.spans: list[tuple[int, int, int, int]] = []  # prefix start and end, branch start and end
+        at = 0
+        for tree in trees:
+            start, at = at, at + len(tree.prefix)
+            end = at
+            self.spans.append((start, end, end, end))
+            for branch in tree.branches:
+                begin, at = at, at + len(branch.token_ids)
+                self.spans.append((start, end, begin, at))
+
+    def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
+        keys, values = keys_TGD.transpose(0, 1), values_TGD.transpose(0, 1)
+        parts = []
+        for start, end, begin, stop in self.spans:
+            if begin == stop == end:
+                rows = slice(start, end)
+                parts.append(grouped_attention(queries_THD[rows], keys[:, rows], values[:, rows], 0))
+                continue
+            known_keys = torch.cat((keys[:, start:end], keys[:, begin:stop]), dim=1)
+            known_values = torch.cat((values[:, start:end], values[:, begin:stop]), dim=1)
+            parts.append(grouped_attention(queries_THD[begin:stop], known_keys, known_values, end - start))
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Of each wanted token, in the order of trees, branches and tokens; shape (W,), fp32."""
+
+    log_probs: Tensor
+    entropies: Tensor
+
+
+def score(
+    model: "PreTrainedModel",
+    trees: Sequence[Tree],
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Scores:
+    """Return log-probability and entropy (nats, no gradient) of every wanted token under the model.
+
+    dtype: of the products; weights and sums stay as they are.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    before: list[int] = []
+    targets: list[int] = []
+    for tree in trees:
+        ids += tree.prefix
+        positions += range(len(tree.prefix))
+        last = len(ids) - 1
+        for branch in tree.branches:
+            start = len(ids)
+            ids += branch.token_ids
+            positions += range(len(tree.prefix), len(tree.prefix) + len(branch.token_ids))
+            for index, wanted in enumerate(branch.wanted):
+                if wanted:
+                    before.append(start + index - 1 if index else last)
+                    targets.append(branch.token_ids[index])
+    device = model.device
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        hidden = hidden_states(
+            model, torch.tensor(ids, device=device), torch.tensor(positions, device=device), TreeAttention(trees)
+        )
+        logits = model.lm_head(hidden[torch.tensor(before, device=device)]).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    log_probs = torch.log_softmax(logits, dim=-1)
+    with torch.no_grad():
+        entropies = -(log_probs.exp() * log_probs).sum(-1)
+    chosen = log_probs.gather(-1, torch.tensor(targets, device=device)[:, None])[:, 0]
+    return Scores(chosen, entropies)
+
+
+def micro_batches(trees: Sequence[Tree], limit: int) -> list[list[Tree]]:
+    """Split trees, in order, into lists of at most `limit` tokens; a larger tree stands alone."""
+    batches: list[list[Tree]] = []
+    used = 0
+    for tree in trees:
+        if not batches or used + tree.tokens > limit:
+            batches.append([])
+            used = 0
+        batches[-1].append(tree)
+        used += tree.tokens
+    return batches

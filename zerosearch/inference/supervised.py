@@ -1,0 +1,71 @@
+"""Supervised learning on written tokens: the warm start of a policy and the tuning of a simulator."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from zerosearch.inference.packed import Tree, micro_batches, score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedSettings:
+    """batch_size: trees per optimiser step. warmup: share of the steps in which the rate rises from zero;
+    afterwards it falls linearly to a tenth. dtype: of the products."""
+
+    epochs: int = 1
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    warmup: float = 0.1
+    micro_batch_tokens: int = 2048
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+
+
+def learn(
+    model: "PreTrainedModel",
+    trees: Sequence[Tree],
+    settings: SupervisedSettings,
+    progress: Callable[[int, int, float], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> list[float]:
+    """Minimise the mean negative log-likelihood of the wanted tokens; return it for each optimiser step.
+
+    Each step's loss is the mean over its wanted tokens, however they are split into micro-batches.
+    `progress` gets (step, steps, loss); `stop` is asked before each step.
+    """
+    generator = random.Random(settings.seed)
+    order = [tree for _ in range(settings.epochs) for tree in generator.sample(list(trees), len(trees))]
+    steps = [order[at : at + settings.batch_size] for at in range(0, len(order), settings.batch_size)]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+    rising = max(1, round(settings.warmup * len(steps)))
+    losses = []
+    model.train()
+    for index, batch in enumerate(steps):
+        if stop is not None and stop():
+            break
+        rate = (index + 1) / rising if index < rising else 1 - 0.9 * (index - rising) / max(1, len(steps) - rising)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate
+        wanted = sum(sum(branch.wanted) for tree in batch for branch in tree.branches)
+        total = 0.0
+        for trees_of_batch in micro_batches(batch, settings.micro_batch_tokens):
+            loss = -score(model, trees_of_batch, dtype=settings.dtype).log_probs.sum() / wanted
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+        if progress is not None:
+            progress(index + 1, len(steps), total)
+    model.eval()
+    return losses

@@ -1,0 +1,128 @@
+"""Demonstrations of the protocol, made from training questions: scripted episodes that run as real ones do.
+
+The same coroutine that runs the policy runs the script, so a demonstration has the very tokens that an
+episode would have. Some of them search in vain first, and search again.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zerosearch.agent.episode import Agent, EpisodeSettings
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data import Document, Question
+from zerosearch.errors import UserError
+from zerosearch.inference.packed import Branch, Tree
+from zerosearch.inference.sampler import Sample, SamplingRequest
+from zerosearch.inference.tokens import encode_text
+from zerosearch.search.bm25 import BM25Engine
+from zerosearch.search.engine import Page, SearchRequest
+from zerosearch.simulation.quality import holds_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the script writes, and the page that a search of it brings."""
+
+    text: str
+    documents: tuple[Document, ...] = ()
+
+
+class _Script:
+    """A sampler and a search engine that both read from the script."""
+
+    name = "script"
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]):
+        self._tokenizer, self._turns = tokenizer, iter(turns)
+        self._turn = Turn("")
+
+    async def sample(self, request: SamplingRequest) -> Sample:
+        self._turn = next(self._turns)
+        ids = tuple(encode_text(self._tokenizer, self._turn.text))
+        return Sample(ids, (0.0,) * len(ids), "stop")
+
+    async def search(self, request: SearchRequest) -> Page:
+        return Page(self._turn.documents)
+
+
+def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) -> list[Turn] | None:
+    """Return the turns that answer the question by its hops; None where the engine does not find a hop's answer.
+
+    in_vain: the hop at which a first search brings a page without the answer; None for none.
+    """
+    turns: list[Turn] = []
+    known = ""
+    for index, hop in enumerate(question.hops):
+        found = engine.rank(f"{hop.subject} {hop.relation}", 2 * k)
+        page, next_page = tuple(found[:k]), tuple(found[k:])
+        if not holds_answer(page, hop.answers):
+            return None
+        wish = f"I need the {hop.relation} of {hop.subject}."
+        query = f"<search> {hop.subject} {hop.relation} </search>"
+        if index == in_vain:
+            if holds_answer(next_page, hop.answers):
+                return None
+            turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", next_page))
+            known, wish = "", f"That does not tell the {hop.relation} of {hop.subject}."
+        turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", page))
+        known = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}. "
+    conclusion = known
+    if question.kind == "comparison":
+        values = " and ".join(hop.answers[0] for hop in question.hops)
+        conclusion = f"{known}Of {values} it is {question.golden_answers[0]}. "
+    turns.append(Turn(f"<think> {conclusion}</think>\n<answer> {question.golden_answers[0]} </answer>"))
+    return turns
+
+
+async def demonstrate(
+    questions: Sequence[Question],
+    engine: BM25Engine,
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: EpisodeSettings,
+    count: int,
+    seed: int,
+    in_vain_share: float = 0.2,
+) -> list[Trajectory]:
+    """Return `count` demonstrations, spread evenly over the families of the questions.
+
+    Raises:
+        UserError: too few questions have hops that the engine finds.
+    """
+    generator = random.Random(f"demonstrations {seed}")
+    families: dict[str, list[Question]] = {}
+    for question in generator.sample(list(questions), len(questions)):
+        if question.hops:
+            families.setdefault(question.family, []).append(question)
+    demonstrations: list[Trajectory] = []
+    turn_of_family = [families[name] for name in sorted(families)]
+    while len(demonstrations) < count and any(turn_of_family):
+        for family in turn_of_family:
+            if len(demonstrations) == count or not family:
+                continue
+            question = family.pop()
+            vain = generator.random() < in_vain_share
+            turns = script(question, engine, settings.k, generator.randrange(len(question.hops)) if vain else None)
+            if turns is None or len(turns) > settings.max_turns + 1:
+                continue
+            play = _Script(tokenizer, turns)
+            trajectory = await Agent(play, tokenizer, play, settings).episode(question)
+            if trajectory.answer in question.golden_answers:
+                demonstrations.append(trajectory)
+    if len(demonstrations) < count:
+        raise UserError(
+            f"only {len(demonstrations)} of warm_start.demonstrations = {count} could be made: the training questions "
+            "need hops whose answers the real engine finds; lower the number or give such questions"
+        )
+    return demonstrations
+
+
+def supervised_tree(trajectory: Trajectory) -> Tree:
+    """Return what supervised learning reads: the prompt, and the rest with the policy's tokens wanted."""
+    prompt = trajectory.segments[0].token_ids
+    rest = len(prompt)
+    return Tree(prompt, [Branch(trajectory.token_ids[rest:], trajectory.loss_mask[rest:])])

@@ -1,0 +1,84 @@
+"""Drawing questions and running their groups of episodes."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from zerosearch.agent.episode import Agent
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data import Question
+from zerosearch.evaluation.benchmark import check_failures
+from zerosearch.training.advantages import has_spread
+from zerosearch.training.recipe import Recipe
+from zerosearch.training.rewards import reward
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The episodes of one question, from one draw, and what they earned."""
+
+    trajectories: tuple[Trajectory, ...]
+    rewards: tuple[float, ...]
+
+
+class QuestionOrder:
+    """Goes through the questions again and again, each time in another order.
+
+    `position`, the number of questions drawn so far, and the seed determine all that follows.
+    """
+
+    def __init__(self, questions: Sequence[Question], seed: int, position: int = 0):
+        self._questions, self._seed, self.position = list(questions), seed, position
+        self._round, self._order = -1, []
+
+    def draw(self) -> Question:
+        size = len(self._questions)
+        if self.position // size != self._round:
+            self._round = self.position // size
+            self._order = random.Random(f"order {self._seed} {self._round}").sample(range(size), size)
+        question = self._questions[self._order[self.position % size]]
+        self.position += 1
+        return question
+
+
+async def run_groups(
+    agent: Agent,
+    order: QuestionOrder,
+    recipe: Recipe,
+    step: int,
+    progress: Callable[[Trajectory], None] | None = None,
+) -> list[Group]:
+    """Run the step's groups; where one shows no spread, run another question, `training.resample` times at most.
+
+    All groups that were run are returned, those without spread too.
+
+    Raises:
+        RunError: more than `search.failure_threshold` of the episodes ended because their search failed.
+    """
+    training = recipe.training
+    groups: list[Group] = []
+    wanted, extra = training.questions_per_step, training.resample
+    while wanted:
+        questions = [order.draw() for _ in range(wanted)]
+        drawn = await asyncio.gather(*[_run_group(agent, question, recipe, step, progress) for question in questions])
+        groups += drawn
+        failed = [t for group in groups for t in group.trajectories if t.ending == "search_failed"]
+        check_failures(failed, sum(len(group.trajectories) for group in groups), recipe.search.failure_threshold)
+        wanted = min(extra, sum(not has_spread(group.rewards) for group in drawn))
+        extra -= wanted
+    return groups
+
+
+async def _run_group(
+    agent: Agent, question: Question, recipe: Recipe, step: int, progress: Callable[[Trajectory], None] | None
+) -> Group:
+    async def one(sample: int) -> Trajectory:
+        trajectory = await agent.episode(question, sample, step)
+        if progress is not None:
+            progress(trajectory)
+        return trajectory
+
+    trajectories = await asyncio.gather(*[one(sample) for sample in range(recipe.training.samples_per_question)])
+    rewards = tuple(reward(trajectory, recipe.reward.type) for trajectory in trajectories)
+    return Group(tuple(trajectories), rewards)

@@ -1,0 +1,154 @@
+"""What all stages of a run share: recipe, folder, models, engines, questions."""
+
+import gc
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from zerosearch.agent.episode import Agent, EpisodeSettings
+from zerosearch.agent.protocol import TagProtocol
+from zerosearch.data import Document, Question
+from zerosearch.data.corpus import load_corpus
+from zerosearch.data.question_set import load_questions
+from zerosearch.data.world import build_world
+from zerosearch.inference.local import Lane, LocalSampler
+from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
+from zerosearch.inference.sampled_chat import SampledChat
+from zerosearch.report.panel import Display
+from zerosearch.report.run_folder import RunFolder
+from zerosearch.search.bm25 import BM25Engine
+from zerosearch.search.counting import CountingEngine
+from zerosearch.search.engine import SearchEngine
+from zerosearch.simulation.schedule import CurriculumNoise, Schedule
+from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.template import Template, load_template
+from zerosearch.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from zerosearch.inference.chat import ChatModel
+
+SIMULATOR_LENGTH = 512
+"""Tokens that a simulator's prompt and page may have together, in this process."""
+
+
+@dataclass
+class Run:
+    """A recipe that is being carried out. Models and engines are made when they are first used."""
+
+    recipe: Recipe
+    folder: RunFolder
+    display: Display
+    lane: Lane = field(default_factory=Lane)
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.recipe.training.threads or torch.get_num_threads())
+        self.dtype = compute_dtype(self.recipe.model.dtype)
+        self._policy: PreTrainedModel | None = None
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(self.recipe.model.name)
+
+    @property
+    def policy(self) -> "PreTrainedModel":
+        if self._policy is None:
+            self._policy = load_model(self.recipe.model.name)
+        return self._policy
+
+    def take_policy(self, path: str) -> None:
+        """Go on with the weights in a folder of this run."""
+        self._policy = None
+        gc.collect()
+        self._policy = load_model(path)
+
+    @cached_property
+    def train_questions(self) -> tuple[Question, ...]:
+        return self._questions(self.recipe.data.train, "train", self.recipe.data.train_limit)
+
+    @cached_property
+    def test_questions(self) -> tuple[Question, ...]:
+        return self._questions(self.recipe.data.test, "test", self.recipe.data.test_limit)
+
+    def _questions(self, source: str, split: str, limit: int) -> tuple[Question, ...]:
+        found = load_questions(source, split, limit)
+        for record in found.left_out:
+            self.display.note(f"left out {record.place}: {record.reason}")
+        return found.questions
+
+    @cached_property
+    def corpus(self) -> list[Document]:
+        return load_corpus(self.recipe.search.corpus)
+
+    @cached_property
+    def real_engine(self) -> CountingEngine:
+        """The engine of the test, over the whole corpus."""
+        return CountingEngine(BM25Engine(self.corpus))
+
+    @cached_property
+    def teaching_engine(self) -> BM25Engine:
+        """A real engine without passages of the test half, for demonstrations and simulator tuning."""
+        world = self.recipe.search.corpus == "world"
+        return BM25Engine(build_world().train_passages if world else self.corpus)
+
+    @cached_property
+    def template(self) -> Template:
+        return load_template(self.recipe.simulation.template or self.recipe.simulation.mode)
+
+    def settings(self, training: bool) -> EpisodeSettings:
+        recipe = self.recipe
+        return EpisodeSettings(
+            max_turns=recipe.agent.max_turns,
+            k=recipe.search.k if training else recipe.evaluation.k,
+            max_tokens_per_turn=recipe.agent.max_tokens_per_turn,
+            max_observation_tokens=recipe.agent.max_observation_tokens,
+            max_length=recipe.agent.max_length,
+            temperature=recipe.training.temperature if training else 0.0,
+            prompt=recipe.model.prompt,
+            seed=recipe.seed,
+        )
+
+    def sampler(self, model: "PreTrainedModel", slots: int, length: int) -> LocalSampler:
+        return LocalSampler(model, self.tokenizer, slots, length, self.lane, self.dtype)
+
+    def agent(self, sampler: LocalSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
+        return Agent(sampler, self.tokenizer, engine, settings, TagProtocol(searches=engine is not None))
+
+    def simulator(self, schedule: Schedule | None = None) -> Simulator:
+        """The simulated engine, with the recipe's schedule unless another is given."""
+        simulation = self.recipe.simulation
+        noise = simulation.noise
+        schedule = schedule or CurriculumNoise(
+            total_steps=self.recipe.training.steps, start=noise.start, end=noise.end, base=noise.base
+        )
+        return Simulator(
+            self._simulation_chat(),
+            self.template,
+            schedule,
+            seed=self.recipe.seed,
+            max_tokens=simulation.max_tokens,
+            temperature=simulation.temperature,
+        )
+
+    def _simulation_chat(self) -> "ChatModel":
+        simulation = self.recipe.simulation
+        if simulation.url:
+            from zerosearch.inference.openai import OpenAIChat
+
+            return OpenAIChat(
+                simulation.url,
+                simulation.model,
+                timeout=simulation.timeout,
+                max_retries=simulation.retries,
+                max_concurrency=simulation.concurrency,
+            )
+        tuned = self.folder.checkpoints / "simulator"
+        name = str(tuned) if simulation.tuning.enabled else simulation.model
+        tokenizer = load_tokenizer(name)
+        sampler = LocalSampler(
+            load_model(name), tokenizer, simulation.concurrency, SIMULATOR_LENGTH, self.lane, self.dtype
+        )
+        return SampledChat(sampler, tokenizer, "simulator")

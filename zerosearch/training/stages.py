@@ -1,0 +1,232 @@
+"""The stages of a recipe, from the untrained model to the trained policy's results."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.errors import UserError
+from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
+from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scored, summarize
+from zerosearch.inference.models import load_model
+from zerosearch.inference.supervised import SupervisedSettings, learn
+from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
+from zerosearch.report.panel import Display, open_display
+from zerosearch.report.plots import plot_learning_curve
+from zerosearch.report.results_table import final_line, show_results
+from zerosearch.report.run_folder import RunFolder
+from zerosearch.search.engine import SearchEngine
+from zerosearch.simulation.tune import collect_pages, tuning_trees
+from zerosearch.training import trainer
+from zerosearch.training.checkpoint import checkpoints, save_model
+from zerosearch.training.demonstrations import demonstrate, supervised_tree
+from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_file import load_recipe, resolved_toml
+from zerosearch.training.run import Run
+
+
+def train(recipe: Recipe) -> None:
+    """Carry out a recipe in its run folder, or go on where it was left, and print what came of it.
+
+    Raises:
+        UserError: something in the recipe or its files is wrong. RunError: the run could not go on.
+    """
+    if recipe.trainer != "local":
+        raise UserError(f'trainer = "{recipe.trainer}" is not available in this version: use trainer = "local"')
+    folder = open_folder(recipe)
+    with open_display(f"zerosearch {Path(recipe.output).name}", stage_names(recipe)) as display:
+        run = Run(recipe, folder, display)
+        if recipe.evaluation.untrained:
+            evaluate_policy(run, UNTRAINED)
+        tune_simulator(run)
+        start = warm_start(run)
+        if recipe.warm_start.enabled and recipe.evaluation.warm_start:
+            evaluate_policy(run, WARM_START)
+        trained = checkpoints(folder.checkpoints)
+        if not (trained and TRAINED in folder.read_results().systems):
+            trainer.reinforce(run, start)
+        evaluate_policy(run, TRAINED)
+    report(run)
+
+
+def stage_names(recipe: Recipe) -> list[str]:
+    """What the display announces, in order."""
+    names = []
+    if recipe.evaluation.untrained:
+        names.append(f"evaluation {UNTRAINED}")
+    if recipe.search.type == "simulated" and recipe.simulation.tuning.enabled:
+        names.append("simulator tuning")
+    if recipe.warm_start.enabled:
+        names.append("warm start")
+        if recipe.evaluation.warm_start:
+            names.append(f"evaluation {WARM_START}")
+    return [*names, trainer.STAGE, f"evaluation {TRAINED}"]
+
+
+def open_folder(recipe: Recipe) -> RunFolder:
+    """Make the run folder, or with `resume` open the one that is there.
+
+    Raises:
+        UserError: the folder is taken, or holds a run of another recipe.
+    """
+    path = Path(recipe.output)
+    if not (recipe.resume and (path / "recipe.toml").is_file()):
+        return RunFolder.create(path, resolved_toml(recipe.model_copy(update={"resume": False})))
+    folder = RunFolder.open(path)
+    earlier = load_recipe(str(folder.recipe))
+    for section, value in recipe:
+        if section not in ("resume", "output", "report") and value != getattr(earlier, section):
+            raise UserError(
+                f"{path} holds a run whose '{section}' differs from what was asked for: resume it with the same "
+                "settings, or choose another folder (output=…)"
+            )
+    return folder
+
+
+def tune_simulator(run: Run) -> None:
+    """Tune the simulator on pages of the real engine, unless this run has done so already."""
+    recipe, tuning = run.recipe, run.recipe.simulation.tuning
+    target = run.folder.checkpoints / "simulator"
+    if recipe.search.type != "simulated" or not tuning.enabled or target.is_dir():
+        return
+    started = time.perf_counter()
+    run.display.stage("simulator tuning", -(-tuning.pages // tuning.batch_size) * tuning.epochs)
+    pages = collect_pages(run.train_questions, run.teaching_engine, recipe.search.k, tuning.pages, recipe.seed)
+    trees = tuning_trees(pages, run.template, run.tokenizer, recipe.search.k)
+    model = load_model(recipe.simulation.model)
+    settings = SupervisedSettings(
+        tuning.epochs, tuning.batch_size, tuning.learning_rate, seed=recipe.seed,
+        micro_batch_tokens=recipe.training.micro_batch_tokens, dtype=run.dtype,
+    )
+    learn(model, trees, settings, lambda step, steps, loss: _learned(run, "simulator tuning", step, loss))
+    save_model(model, run.tokenizer, target)
+    run.folder.add_measurements(simulator_tuning_seconds=round(time.perf_counter() - started, 1))
+
+
+def warm_start(run: Run) -> str:
+    """Teach the protocol by demonstrations, if the recipe says so; return the folder or name of what results."""
+    recipe, settings = run.recipe, run.recipe.warm_start
+    target = run.folder.checkpoints / "warm-start"
+    if not settings.enabled:
+        return recipe.model.name
+    if not target.is_dir():
+        started = time.perf_counter()
+        steps = -(-settings.demonstrations // settings.batch_size) * settings.epochs
+        run.display.stage("warm start", steps)
+        shown = demonstrations(run)
+        run.folder.write_trajectories("demonstrations", (trajectory.to_json() for trajectory in shown))
+        run.take_policy(recipe.model.name)
+        learn(
+            run.policy,
+            [supervised_tree(trajectory) for trajectory in shown],
+            warm_start_settings(run),
+            lambda step, steps, loss: _learned(run, "warm start", step, loss),
+        )
+        save_model(run.policy, run.tokenizer, target)
+        run.folder.add_measurements(warm_start_seconds=round(time.perf_counter() - started, 1))
+    else:
+        run.take_policy(str(target))
+    return str(target)
+
+
+def demonstrations(run: Run) -> list[Trajectory]:
+    """The recipe's demonstrations, the same each time."""
+    recipe = run.recipe
+    return asyncio.run(
+        demonstrate(
+            run.train_questions,
+            run.teaching_engine,
+            run.tokenizer,
+            run.settings(training=True),
+            recipe.warm_start.demonstrations,
+            recipe.seed,
+        )
+    )
+
+
+def warm_start_settings(run: Run) -> SupervisedSettings:
+    settings = run.recipe.warm_start
+    return SupervisedSettings(
+        settings.epochs, settings.batch_size, settings.learning_rate, seed=run.recipe.seed,
+        micro_batch_tokens=run.recipe.training.micro_batch_tokens, dtype=run.dtype,
+    )
+
+
+def _learned(run: Run, stage: str, step: int, loss: float) -> None:
+    run.folder.metrics.append(stage, step, {"loss": loss})
+    run.display.update(step, loss=loss)
+
+
+def evaluate_policy(run: Run, system: str) -> None:
+    """Measure the policy as it is now with the real engine on the test questions, unless that is done."""
+    if system in run.folder.read_results().systems:
+        return
+    recipe = run.recipe
+    engine = run.real_engine if recipe.evaluation.engine == "bm25" and recipe.agent.max_turns else None
+    measure(run, system, engine)
+
+
+def measure(run: Run, system: str, engine: SearchEngine | None, **changes: int) -> None:
+    """Measure the policy with an engine, greedy, and write results and trajectories.
+
+    changes: of the episode's settings, such as `max_turns`.
+    """
+    from dataclasses import replace
+
+    recipe, folder = run.recipe, run.folder
+    settings = replace(run.settings(training=False), **changes)
+    questions = run.test_questions
+    run.display.stage(f"evaluation {system}", len(questions))
+    started = time.perf_counter()
+    sampler = run.sampler(run.policy, recipe.evaluation.batch, settings.max_length)
+    agent = run.agent(sampler, engine, settings)
+    records: list[Scored] = []
+
+    def progress(trajectory: Trajectory) -> None:
+        records.append(score_trajectory(trajectory))
+        count = len(records)
+        run.display.update(
+            count,
+            f1=sum(record.f1 for record in records) / count,
+            em=sum(record.em for record in records) / count,
+            searches=sum(record.searches for record in records) / count,
+            invalid_actions=sum(record.invalid_actions for record in records) / count,
+            tokens_per_second=sampler.tokens_sampled / (time.perf_counter() - started),
+        )
+
+    trajectories = asyncio.run(
+        run_benchmark(agent, questions, recipe.evaluation.batch, recipe.search.failure_threshold, progress)
+    )
+    scored = [score_trajectory(trajectory) for trajectory in trajectories]
+    folder.write_trajectories(
+        system, ({**t.to_json(), "f1": s.f1, "em": s.em} for t, s in zip(trajectories, scored, strict=True))
+    )
+    conditions = {
+        "engine": engine.name if engine else "none",
+        "k": settings.k,
+        "max_turns": settings.max_turns,
+        "model": recipe.model.name,
+        "weights": "dequantised from 4 bit" if recipe.model.name == "embedded" else "as published",
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "seed": recipe.seed,
+        "greedy": True,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    folder.add_system(system, summarize(scored, conditions))
+
+
+def report(run: Run) -> None:
+    """Print examples, results and the last line, and draw the learning curve."""
+    folder, results = run.folder, run.folder.read_results()
+    trajectories = [Trajectory.from_json(record) for record in folder.read_trajectories(TRAINED)]
+    examples = [Example.of(trajectory, score_trajectory(trajectory)) for trajectory in trajectories]
+    chosen = pick_examples(examples)[: run.recipe.report.examples]
+    from zerosearch.report.files import write_atomically
+
+    write_atomically(folder.examples, examples_text(chosen))
+    show_examples(chosen)
+    show_results(results)
+    if run.recipe.training.steps:
+        plot_learning_curve(folder.metrics.path, results, folder.curve)
+    print(f"run folder: {folder.path}")  # noqa: T201
+    print(final_line(results))  # noqa: T201

@@ -1,0 +1,156 @@
+"""The local trainer: reinforcement learning of one policy in one process."""
+
+import asyncio
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import torch
+
+from zerosearch.inference.models import load_model
+from zerosearch.search.bm25 import BM25Engine
+from zerosearch.search.counting import CountingEngine
+from zerosearch.search.engine import SearchEngine
+from zerosearch.simulation.simulator import Simulator
+from zerosearch.training.advantages import has_spread
+from zerosearch.training.checkpoint import TrainingState, checkpoints, load_optimizer, load_state, save_checkpoint
+from zerosearch.training.rollout import Group, QuestionOrder, run_groups
+from zerosearch.training.run import Run
+from zerosearch.training.update import lessons, update
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STAGE = "reinforcement"
+
+
+def reinforce(run: Run, start: str) -> None:
+    """Train the policy for the recipe's steps, or for those that are left.
+
+    start: the folder or name of the model before the first step, which is also the reference.
+
+    Raises:
+        RunError: too many searches failed; the steps done so far are kept.
+    """
+    recipe, folder, display = run.recipe, run.folder, run.display
+    training, algorithm = recipe.training, recipe.algorithm
+    found = checkpoints(folder.checkpoints)
+    state = load_state(found[-1]) if found else TrainingState()
+    run.take_policy(str(found[-1]) if found else start)
+    policy = run.policy
+    if training.gradient_checkpointing:
+        policy.gradient_checkpointing_enable()
+    reference = _reference(start) if algorithm.kl_coefficient else None
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+    if found:
+        load_optimizer(found[-1], policy, optimizer)
+    folder.metrics.resume(STAGE, state.step)
+    order = QuestionOrder(run.train_questions, recipe.seed, state.position)
+    episodes = training.questions_per_step * training.samples_per_question
+    sampler = run.sampler(policy, min(episodes, recipe.evaluation.batch), recipe.agent.max_length)
+    engine = _engine(run)
+    agent = run.agent(sampler, engine, run.settings(training=True))
+    real_calls = _real_calls(run)
+    display.stage(STAGE, training.steps, state.step)
+    for step in range(state.step + 1, training.steps + 1):
+        started = time.perf_counter()
+        groups = asyncio.run(run_groups(agent, order, recipe, step))
+        sampled = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * min(1.0, step / max(1, training.warmup_steps))
+        taught = lessons(groups, recipe)
+        figures = update(policy, reference, optimizer, taught, recipe, run.dtype)
+        sampler.weights_changed()
+        done = time.perf_counter()
+        figures |= _figures(groups, engine) | {
+            "rollout_seconds": sampled - started,
+            "update_seconds": done - sampled,
+            "tokens_per_second": _policy_tokens(groups) / (sampled - started),
+            "learning_rate": optimizer.param_groups[0]["lr"],
+        }
+        state = replace(state, step=step, position=order.position, seconds=state.seconds + done - started)
+        folder.metrics.append(STAGE, step, figures)
+        folder.append_trajectories(
+            STAGE, ({"reward": r, **t.to_json()} for g in groups for t, r in zip(g.trajectories, g.rewards, strict=True))
+        )
+        display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
+        if step == training.steps or (training.save_every and step % training.save_every == 0):
+            save_checkpoint(folder.checkpoints, policy, run.tokenizer, optimizer, state, training.keep)
+    folder.add_measurements(
+        reinforcement_seconds=round(state.seconds, 1), real_searches_in_training=_real_calls(run) - real_calls
+    )
+    del sampler, agent, engine, optimizer, reference
+    gc.collect()
+
+
+SHOWN = (
+    "reward",
+    "em",
+    "searches",
+    "noise_scheduled",
+    "noise_realised",
+    "invalid_actions",
+    "tokens_per_second",
+    "groups_without_spread",
+    "hit_rate",
+    "leak_rate",
+    "entropy",
+)
+
+
+def _reference(name: str) -> "PreTrainedModel":
+    model = load_model(name)
+    model.requires_grad_(False)
+    return model
+
+
+def _engine(run: Run) -> SearchEngine | None:
+    kind = run.recipe.search.type
+    if kind == "none":
+        return None
+    return run.simulator() if kind == "simulated" else CountingEngine(BM25Engine(run.corpus, name="training"))
+
+
+def _real_calls(run: Run) -> int:
+    """Calls to the real engine of the test so far; asking does not make one."""
+    return int(run.real_engine.counters()[f"search/{run.real_engine.name}/calls"])
+
+
+def _policy_tokens(groups: Sequence[Group]) -> int:
+    return sum(trajectory.policy_tokens for group in groups for trajectory in group.trajectories)
+
+
+def _figures(groups: Sequence[Group], engine: SearchEngine | None) -> dict[str, float]:
+    """What the step's episodes were like; the engine's counters start again."""
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    rewards = [reward for group in groups for reward in group.rewards]
+    figures = {
+        "reward": fmean(rewards),
+        "em": fmean(reward >= 1.0 for reward in rewards),
+        "searches": fmean(len(t.searches) for t in trajectories),
+        "invalid_actions": fmean(t.invalid_actions for t in trajectories),
+        "truncated_turns": fmean(t.truncated_turns for t in trajectories),
+        "truncated_pages": fmean(t.truncated_pages for t in trajectories),
+        "unanswered": fmean(t.answer is None for t in trajectories),
+        "tokens": fmean(len(t.token_ids) for t in trajectories),
+        "policy_tokens": fmean(t.policy_tokens for t in trajectories),
+        "groups": float(len(groups)),
+        "groups_without_spread": fmean(not has_spread(group.rewards) for group in groups),
+    }
+    for kind in sorted({t.question.kind for t in trajectories} - {""}):
+        of_kind = [(t, r) for t, r in zip(trajectories, rewards, strict=True) if t.question.kind == kind]
+        figures[f"reward/{kind}"] = fmean(r for _, r in of_kind)
+        figures[f"searches/{kind}"] = fmean(len(t.searches) for t, _ in of_kind)
+    if isinstance(engine, Simulator | CountingEngine):
+        counters = engine.counters()
+        engine.reset_counters()
+        figures |= counters
+        for name in ("noise_scheduled", "noise_realised", "hit_rate", "leak_rate"):
+            if f"simulator/{name}" in counters:
+                figures[name] = counters[f"simulator/{name}"]
+    return figures
