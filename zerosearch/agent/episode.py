@@ -76,7 +76,11 @@ class Agent:
         return Segment("prompt", self.tokenizer.decode(ids), tuple(ids))
 
     async def episode(
-        self, question: Question, sample: int = 0, step: int = 0, watch: Callable[[Segment], None] | None = None
+        self,
+        question: Question,
+        sample: int = 0,
+        step: int = 0,
+        watch: Callable[[Segment], None] | None = None,
     ) -> Trajectory:
         """Run one episode to its end. `watch` sees each segment as it is written."""
         settings, protocol = self.settings, self.protocol
@@ -103,7 +107,9 @@ class Agent:
                 return trajectory
             page = None
             if action.kind == "search" and self.engine is not None:
-                request = SearchRequest(action.text, question, settings.k, sample, len(trajectory.searches), step)
+                request = SearchRequest(
+                    action.text, question, settings.k, sample, len(trajectory.searches), step
+                )
                 page = await self.engine.search(request)
                 trajectory.searches.append(_record(action.text, page, question))
                 if page.error:
@@ -119,7 +125,9 @@ class Agent:
     async def _turn(self, trajectory: Trajectory, turn: int) -> Sample:
         settings, question = self.settings, trajectory.question
         ids = trajectory.token_ids
-        seed = draw_seed(settings.seed, question.data_set, question.id, trajectory.sample, turn, trajectory.step)
+        seed = draw_seed(
+            settings.seed, question.data_set, question.id, trajectory.sample, turn, trajectory.step
+        )
         room = settings.max_length - len(ids)
         return await self.sampler.sample(
             SamplingRequest(
@@ -143,7 +151,9 @@ class Agent:
         kept = ids[: min(room, self.settings.max_observation_tokens)]
         trajectory.truncated_pages += len(kept) < len(ids)
         all_ids = (*head, *kept, *tail)
-        return Segment("observation", self.tokenizer.decode(all_ids, clean_up_tokenization_spaces=False), all_ids)
+        return Segment(
+            "observation", self.tokenizer.decode(all_ids, clean_up_tokenization_spaces=False), all_ids
+        )
 
 
 def _record(query: str, page: Page, question: Question) -> Search:

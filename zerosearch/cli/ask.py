@@ -15,6 +15,6 @@ def ask(
     """Answer a question with a trained policy and the real engine, showing each step."""
     if not question.strip():
         raise UserError("the question is empty; give one in quotes")
-    from zerosearch.agent.ask import ask as answer
+    from zerosearch.training.ask import ask as answer
 
     answer(question.strip(), run)

@@ -8,6 +8,11 @@ import typer
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]", help="Dotted overrides, such as data.test=questions.jsonl."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the measurement in results.json.")] = "",
     controls: Annotated[
         bool, typer.Option("--controls", help="Measure the run's controls, which show what it learned.")
     ] = False,
@@ -20,4 +25,4 @@ def evaluate(
         return
     from zerosearch.training.stages import evaluate_run
 
-    evaluate_run(run)
+    evaluate_run(run, overrides or [], name)

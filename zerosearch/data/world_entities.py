@@ -135,42 +135,44 @@ def write_passages(half: Half, first_number: int, random_source: random.Random) 
     ]
 
 
+# A passage's title names its entity, so its text need not: short pages are read and written in less time.
+
+
 def _company_wordings(company: Company) -> tuple[str, str]:
-    name, founder, city = company.name, company.founder.name, company.home_city.name
-    year = company.founding_year
+    founder, city, year = company.founder.name, company.home_city.name, company.founding_year
     return (
-        f"{name} is a company whose home city is {city}. The founder of {name} in {year} was {founder}.",
-        f"{name} is a company. Its founder was {founder} in {year}, and its home city is {city}.",
+        f"A company founded in {year}. The founder is {founder}, the home city {city}.",
+        f"A company with home city {city}. Its founder in {year} was {founder}.",
     )
 
 
 def _book_wordings(book: Book) -> tuple[str, str]:
-    title, author, year = book.title, book.author.name, book.publication_year
+    author, year = book.author.name, book.publication_year
     return (
-        f"{title} is a book. Its author is {author}, and its year of publication is {year}.",
-        f"{title} is a book that came out in {year}. The author of {title} is {author}.",
+        f"A book published in {year}. The author is {author}.",
+        f"A book by the author {author}. The year of publication is {year}.",
     )
 
 
 def _person_wordings(person: Person) -> tuple[str, str]:
-    name, trade, year, city = person.name, person.trade, person.birth_year, person.birthplace.name
+    trade, year, city = person.trade.capitalize(), person.birth_year, person.birthplace.name
     return (
-        f"{name} was {trade} born in {year}. The birthplace of {name} is {city}.",
-        f"{name} was {trade}. The birthplace is {city}, and the birth year is {year}.",
+        f"{trade} born in {year}. The birthplace is {city}.",
+        f"{trade} with birthplace {city} and birth year {year}.",
     )
 
 
 def _city_wordings(city: City) -> tuple[str, str]:
     return (
-        f"{city.name} is a city in {city.country}. The population of {city.name} is {city.population}.",
-        f"{city.name} is a city with a population of {city.population}. It lies in {city.country}.",
+        f"A city in {city.country}. The population is {city.population}.",
+        f"A city with a population of {city.population}, in {city.country}.",
     )
 
 
 def _peak_wordings(peak: Peak) -> tuple[str, str]:
     return (
-        f"The highest peak of {peak.country} is {peak.name}. Its elevation is {peak.elevation} metres.",
-        f"{peak.name} is the highest peak of {peak.country}, with an elevation of {peak.elevation} metres.",
+        f"The highest peak is {peak.name}. Its elevation is {peak.elevation} metres.",
+        f"{peak.name} is its highest peak, with an elevation of {peak.elevation} metres.",
     )
 
 

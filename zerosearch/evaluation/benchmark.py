@@ -1,9 +1,8 @@
 """Running a policy over test questions: many episodes at once, every question counted."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from zerosearch.agent.episode import Agent
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
 from zerosearch.errors import RunError
@@ -29,7 +28,7 @@ def score_trajectory(trajectory: Trajectory) -> Scored:
 
 
 async def run_benchmark(
-    agent: Agent,
+    episode: Callable[[Question], Awaitable[Trajectory]],
     questions: Sequence[Question],
     concurrency: int = 32,
     failure_threshold: float = 0.1,
@@ -45,7 +44,7 @@ async def run_benchmark(
 
     async def one(question: Question) -> Trajectory:
         async with places:
-            trajectory = await agent.episode(question)
+            trajectory = await episode(question)
         if trajectory.ending == "search_failed":
             failed.append(trajectory)
             check_failures(failed, len(questions), failure_threshold)

@@ -24,7 +24,9 @@ class Chunk:
 class SlotCache:
     """Memory of shape (layers, slots, groups, length, width) for keys and for values."""
 
-    def __init__(self, config: "PretrainedConfig", slots: int, length: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self, config: "PretrainedConfig", slots: int, length: int, dtype: torch.dtype, device: torch.device
+    ):
         groups = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, slots, groups, length, width)

@@ -72,7 +72,9 @@ class Active:
 def uniform_draws(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Uniform numbers in [0, 1) from 64-bit seeds and positions (SplitMix64 finaliser, Steele et al. 2014)."""
     with np.errstate(over="ignore"):
-        z = seeds.astype(np.uint64) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = seeds.astype(np.uint64) + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
@@ -163,7 +165,9 @@ class LocalSampler:
         self._active = [active for active in self._active if self._wanted(active)]
         self._admit()
         rows = sorted(self._active, key=self._missing)
-        chunks, batch, budget = [], [], self.prefill_tokens
+        chunks: list[Chunk] = []
+        batch: list[Active] = []
+        budget = self.prefill_tokens
         for active in rows:
             missing = self._missing(active)
             if missing > 1 and chunks and budget < missing:
@@ -208,7 +212,11 @@ class LocalSampler:
             shared = np.minimum(shared, len(ids) - 1)
             source = int(shared.argmax())
             keep = int(shared[source])
-            if not self._taken[source] and self._known_length[source] <= len(ids) and keep >= self._known_length[source] - 1:
+            if (
+                not self._taken[source]
+                and self._known_length[source] <= len(ids)
+                and keep >= self._known_length[source] - 1
+            ):
                 slot = source
             else:
                 free = np.flatnonzero(~self._taken)

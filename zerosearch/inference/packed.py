@@ -102,7 +102,10 @@ def score(
     device = model.device
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         hidden = hidden_states(
-            model, torch.tensor(ids, device=device), torch.tensor(positions, device=device), TreeAttention(trees)
+            model,
+            torch.tensor(ids, device=device),
+            torch.tensor(positions, device=device),
+            TreeAttention(trees),
         )
         logits = model.lm_head(hidden[torch.tensor(before, device=device)]).float()
     if temperature != 1.0:

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 class SampledChat:
     """Answers messages with what a sampler samples after them, in the model's chat template."""
 
-    def __init__(
-        self, sampler: Sampler, tokenizer: "PreTrainedTokenizerBase", name: str
-    ) -> None:
+    def __init__(self, sampler: Sampler, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         self.name = name
         self._sampler = sampler
         self._tokenizer = tokenizer

@@ -80,14 +80,20 @@ def load_state(checkpoint: Path) -> TrainingState:
     try:
         return TrainingState(**json.loads((checkpoint / "state.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"the checkpoint {checkpoint} cannot be read ({error}): delete it to resume from an older one") from error
+        raise RunError(
+            f"the checkpoint {checkpoint} cannot be read ({error}): delete it to resume from an older one"
+        ) from error
 
 
 def load_optimizer(checkpoint: Path, model: "PreTrainedModel", optimizer: torch.optim.Optimizer) -> None:
     """Give the optimiser its moments back."""
     stored = load_file(checkpoint / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        moments = {key: stored[f"{name}:{key}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{name}:{key}" in stored}
+        moments = {
+            key: stored[f"{name}:{key}"]
+            for key in ("exp_avg", "exp_avg_sq", "step")
+            if f"{name}:{key}" in stored
+        }
         if moments:
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()

@@ -2,16 +2,23 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
+from zerosearch.agent.episode import EpisodeSettings
+from zerosearch.agent.methods import Episode
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scored, summarize
+from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
+from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import load_model
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
-from zerosearch.report.panel import Display, open_display
+from zerosearch.report.files import write_atomically
+from zerosearch.report.panel import open_display
 from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
 from zerosearch.report.run_folder import RunFolder
@@ -24,6 +31,8 @@ from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.run import Run
 
+Method = Callable[[LocalSampler, EpisodeSettings], Episode]
+
 
 def train(recipe: Recipe) -> None:
     """Carry out a recipe in its run folder, or go on where it was left, and print what came of it.
@@ -32,7 +41,9 @@ def train(recipe: Recipe) -> None:
         UserError: something in the recipe or its files is wrong. RunError: the run could not go on.
     """
     if recipe.trainer != "local":
-        raise UserError(f'trainer = "{recipe.trainer}" is not available in this version: use trainer = "local"')
+        raise UserError(
+            f'trainer = "{recipe.trainer}" is not available in this version: use trainer = "local"'
+        )
     folder = open_folder(recipe)
     with open_display(f"zerosearch {Path(recipe.output).name}", stage_names(recipe)) as display:
         run = Run(recipe, folder, display)
@@ -91,12 +102,18 @@ def tune_simulator(run: Run) -> None:
         return
     started = time.perf_counter()
     run.display.stage("simulator tuning", -(-tuning.pages // tuning.batch_size) * tuning.epochs)
-    pages = collect_pages(run.train_questions, run.teaching_engine, recipe.search.k, tuning.pages, recipe.seed)
+    pages = collect_pages(
+        run.train_questions, run.teaching_engine, recipe.search.k, tuning.pages, recipe.seed
+    )
     trees = tuning_trees(pages, run.template, run.tokenizer, recipe.search.k)
     model = load_model(recipe.simulation.model)
     settings = SupervisedSettings(
-        tuning.epochs, tuning.batch_size, tuning.learning_rate, seed=recipe.seed,
-        micro_batch_tokens=recipe.training.micro_batch_tokens, dtype=run.dtype,
+        tuning.epochs,
+        tuning.batch_size,
+        tuning.learning_rate,
+        seed=recipe.seed,
+        micro_batch_tokens=recipe.training.micro_batch_tokens,
+        dtype=run.dtype,
     )
     learn(model, trees, settings, lambda step, steps, loss: _learned(run, "simulator tuning", step, loss))
     save_model(model, run.tokenizer, target)
@@ -147,8 +164,12 @@ def demonstrations(run: Run) -> list[Trajectory]:
 def warm_start_settings(run: Run) -> SupervisedSettings:
     settings = run.recipe.warm_start
     return SupervisedSettings(
-        settings.epochs, settings.batch_size, settings.learning_rate, seed=run.recipe.seed,
-        micro_batch_tokens=run.recipe.training.micro_batch_tokens, dtype=run.dtype,
+        settings.epochs,
+        settings.batch_size,
+        settings.learning_rate,
+        seed=run.recipe.seed,
+        micro_batch_tokens=run.recipe.training.micro_batch_tokens,
+        dtype=run.dtype,
     )
 
 
@@ -166,42 +187,46 @@ def evaluate_policy(run: Run, system: str) -> None:
     measure(run, system, engine)
 
 
-def measure(run: Run, system: str, engine: SearchEngine | None, **changes: int) -> None:
+def measure(
+    run: Run,
+    system: str,
+    engine: SearchEngine | None,
+    method: Method | None = None,
+    max_turns: int | None = None,
+) -> None:
     """Measure the policy with an engine, greedy, and write results and trajectories.
 
-    changes: of the episode's settings, such as `max_turns`.
+    method: what to run instead of the policy's own episode. max_turns: searches allowed, instead of the recipe's.
     """
-    from dataclasses import replace
-
-    recipe, folder = run.recipe, run.folder
-    settings = replace(run.settings(training=False), **changes)
-    questions = run.test_questions
+    recipe, folder, questions = run.recipe, run.folder, run.test_questions
+    settings = run.settings(training=False)
+    if max_turns is not None:
+        settings = replace(settings, max_turns=max_turns)
     run.display.stage(f"evaluation {system}", len(questions))
     started = time.perf_counter()
     sampler = run.sampler(run.policy, recipe.evaluation.batch, settings.max_length)
-    agent = run.agent(sampler, engine, settings)
+    episode = method(sampler, settings) if method else run.agent(sampler, engine, settings).episode
     records: list[Scored] = []
 
     def progress(trajectory: Trajectory) -> None:
         records.append(score_trajectory(trajectory))
-        count = len(records)
         run.display.update(
-            count,
-            f1=sum(record.f1 for record in records) / count,
-            em=sum(record.em for record in records) / count,
-            searches=sum(record.searches for record in records) / count,
-            invalid_actions=sum(record.invalid_actions for record in records) / count,
+            len(records),
+            f1=fmean(record.f1 for record in records),
+            em=fmean(record.em for record in records),
+            searches=fmean(record.searches for record in records),
+            invalid_actions=fmean(record.invalid_actions for record in records),
             tokens_per_second=sampler.tokens_sampled / (time.perf_counter() - started),
         )
 
     trajectories = asyncio.run(
-        run_benchmark(agent, questions, recipe.evaluation.batch, recipe.search.failure_threshold, progress)
+        run_benchmark(episode, questions, recipe.evaluation.batch, recipe.search.failure_threshold, progress)
     )
     scored = [score_trajectory(trajectory) for trajectory in trajectories]
     folder.write_trajectories(
         system, ({**t.to_json(), "f1": s.f1, "em": s.em} for t, s in zip(trajectories, scored, strict=True))
     )
-    conditions = {
+    conditions: dict[str, Scalar] = {
         "engine": engine.name if engine else "none",
         "k": settings.k,
         "max_turns": settings.max_turns,
@@ -221,8 +246,6 @@ def report(run: Run) -> None:
     trajectories = [Trajectory.from_json(record) for record in folder.read_trajectories(TRAINED)]
     examples = [Example.of(trajectory, score_trajectory(trajectory)) for trajectory in trajectories]
     chosen = pick_examples(examples)[: run.recipe.report.examples]
-    from zerosearch.report.files import write_atomically
-
     write_atomically(folder.examples, examples_text(chosen))
     show_examples(chosen)
     show_results(results)
@@ -230,3 +253,24 @@ def report(run: Run) -> None:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
     print(f"run folder: {folder.path}")  # noqa: T201
     print(final_line(results))  # noqa: T201
+
+
+def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> None:
+    """Measure the trained policy of a run again, under a recipe with overrides, and print the results.
+
+    name: of the system in `results.json`; empty: `after RL` and the overrides.
+
+    Raises:
+        UserError: there is no trained policy, or an override is wrong.
+    """
+    folder = RunFolder.open(path)
+    recipe = load_recipe(str(folder.recipe), overrides)
+    trained = checkpoints(folder.checkpoints)
+    if not trained:
+        raise UserError(f"{path} holds no trained policy yet: let its training reach a checkpoint first")
+    system = name or ", ".join([TRAINED, *overrides])
+    with open_display(f"evaluation of {folder.path.name}", [f"evaluation {system}"]) as display:
+        run = Run(recipe, folder, display)
+        run.take_policy(str(trained[-1]))
+        measure(run, system, run.real_engine if recipe.evaluation.engine == "bm25" else None)
+    show_results(folder.read_results())

@@ -16,7 +16,13 @@ from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.training.advantages import has_spread
-from zerosearch.training.checkpoint import TrainingState, checkpoints, load_optimizer, load_state, save_checkpoint
+from zerosearch.training.checkpoint import (
+    TrainingState,
+    checkpoints,
+    load_optimizer,
+    load_state,
+    save_checkpoint,
+)
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run
 from zerosearch.training.update import lessons, update
@@ -76,7 +82,12 @@ def reinforce(run: Run, start: str) -> None:
         state = replace(state, step=step, position=order.position, seconds=state.seconds + done - started)
         folder.metrics.append(STAGE, step, figures)
         folder.append_trajectories(
-            STAGE, ({"reward": r, **t.to_json()} for g in groups for t, r in zip(g.trajectories, g.rewards, strict=True))
+            STAGE,
+            (
+                {"reward": r, **t.to_json()}
+                for g in groups
+                for t, r in zip(g.trajectories, g.rewards, strict=True)
+            ),
         )
         display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
         if step == training.steps or (training.save_every and step % training.save_every == 0):

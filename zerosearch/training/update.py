@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What one group teaches: a tree of tokens and, for each wanted token in order, the numbers of its loss."""
+    """What one group teaches: a tree of tokens, and what the loss needs of each branch.
+
+    sampled: log-probabilities of the wanted tokens when they were sampled, by branch. advantages: by branch.
+    """
 
     tree: Tree
     sampled: list[list[float]]
@@ -46,7 +49,8 @@ def lessons(groups: Sequence[Group], recipe: Recipe) -> list[Lesson]:
                 continue
             mask = trajectory.loss_mask[len(prompt) :]
             branches.append(Branch(trajectory.token_ids[len(prompt) :], mask))
-            sampled.append([p for p, wanted in zip(trajectory.log_probs[len(prompt) :], mask, strict=True) if wanted])
+            log_probs = trajectory.log_probs[len(prompt) :]
+            sampled.append([value for value, wanted in zip(log_probs, mask, strict=True) if wanted])
             kept.append(advantage)
         if branches:
             result.append(Lesson(Tree(prompt, branches), sampled, kept))
@@ -54,7 +58,7 @@ def lessons(groups: Sequence[Group], recipe: Recipe) -> list[Lesson]:
 
 
 def split(lesson: Lesson, limit: int) -> Iterator[Lesson]:
-    """Cut a lesson into lessons of at most `limit` tokens, of one branch at least; each repeats the prefix."""
+    """Cut a lesson into parts of at most `limit` tokens and at least one branch; each repeats the prefix."""
     start, used = 0, len(lesson.tree.prefix)
     for index, branch in enumerate(lesson.tree.branches):
         if index > start and used + len(branch.token_ids) > limit:
@@ -99,12 +103,12 @@ def update(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     model.eval()
-    tokens = sums.pop("tokens") or 1.0
+    total = sums["tokens"] or 1.0
     return {
-        "kl": sums["kl"] / tokens,
-        "clip_fraction": sums["clipped"] / tokens,
-        "ratio_deviation": sums["ratio_deviation"] / tokens,
-        "entropy": sums["entropy"] / tokens,
+        "kl": sums["kl"] / total,
+        "clip_fraction": sums["clipped"] / total,
+        "ratio_deviation": sums["ratio_deviation"] / total,
+        "entropy": sums["entropy"] / total,
         "gradient_norm": sum(norms) / len(norms) if norms else 0.0,
     }
 

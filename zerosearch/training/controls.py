@@ -1,0 +1,117 @@
+"""The controls of a run: what its figures would be if the policy had not learned to search.
+
+Each is measured on the same test questions, greedy, and written into the run's `results.json`.
+"""
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from zerosearch.agent.methods import closed_book, retrieve_first
+from zerosearch.errors import UserError
+from zerosearch.evaluation.results import TRAINED
+from zerosearch.inference.supervised import learn
+from zerosearch.report.panel import open_display
+from zerosearch.report.results_table import show_results
+from zerosearch.report.run_folder import RunFolder
+from zerosearch.search.controls import RandomEngine
+from zerosearch.search.engine import EmptyEngine, SearchEngine
+from zerosearch.simulation.schedule import ConstantNoise
+from zerosearch.training.checkpoint import checkpoints
+from zerosearch.training.demonstrations import supervised_tree
+from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.run import Run
+from zerosearch.training.stages import demonstrations, measure, warm_start, warm_start_settings
+
+CLOSED_BOOK = "closed book, warm start"
+RAG = "RAG, warm start"
+MORE_SUPERVISION = "warm start for as long as RL"
+EMPTY = "after RL, empty engine"
+RANDOM = "after RL, random pages"
+ONE_SEARCH = "after RL, one search"
+SIMULATED = "after RL, simulator at noise {:g}"
+NOISES = (0.0, 0.5, 1.0)
+
+
+def run_controls(path: Path) -> None:
+    """Measure every control that the run does not have yet, and print its results.
+
+    Raises:
+        UserError: there is no finished run, or it had no warm start.
+    """
+    folder = RunFolder.open(path)
+    recipe = load_recipe(str(folder.recipe))
+    if not checkpoints(folder.checkpoints) or TRAINED not in folder.read_results().systems:
+        raise UserError(f"{path} holds no finished run: train it to its end first")
+    if not recipe.warm_start.enabled:
+        raise UserError(
+            f"{path} had no warm start, from which its controls begin: take a run of the recipe 'world'"
+        )
+    controls = {
+        CLOSED_BOOK: _closed_book,
+        RAG: _rag,
+        MORE_SUPERVISION: _more_supervision,
+        EMPTY: lambda run, name: _trained(run, name, EmptyEngine()),
+        RANDOM: lambda run, name: _trained(run, name, RandomEngine(run.corpus, recipe.seed)),
+        ONE_SEARCH: lambda run, name: _trained(run, name, run.real_engine, max_turns=1),
+    }
+    if recipe.search.type == "simulated":
+        controls |= {SIMULATED.format(noise): partial(_simulated, noise=noise) for noise in NOISES}
+    with open_display(
+        f"controls of {folder.path.name}", [f"evaluation {name}" for name in controls]
+    ) as display:
+        run = Run(recipe, folder, display)
+        for name, control in controls.items():
+            if name not in folder.read_results().systems:
+                control(run, name)
+    show_results(folder.read_results())
+
+
+def _trained(run: Run, name: str, engine: SearchEngine, max_turns: int | None = None) -> None:
+    run.take_policy(str(checkpoints(run.folder.checkpoints)[-1]))
+    measure(run, name, engine, max_turns=max_turns)
+
+
+def _simulated(run: Run, name: str, noise: float) -> None:
+    simulator = run.simulator(ConstantNoise(noise))
+    _trained(run, name, simulator)
+    counters = simulator.counters()
+    rates = {rate: round(counters[f"simulator/{rate}"], 4) for rate in ("hit_rate", "leak_rate")}
+    run.folder.add_measurements(
+        **{f"simulator at noise {noise:g}: {rate}": value for rate, value in rates.items()}
+    )
+
+
+def _closed_book(run: Run, name: str) -> None:
+    warm_start(run)
+    measure(run, name, None, lambda sampler, settings: closed_book(sampler, run.tokenizer, settings))
+
+
+def _rag(run: Run, name: str) -> None:
+    warm_start(run)
+    engine = run.real_engine
+    measure(
+        run, name, engine, lambda sampler, settings: retrieve_first(sampler, run.tokenizer, engine, settings)
+    )
+
+
+def _more_supervision(run: Run, name: str) -> None:
+    """The warm start goes on with its demonstrations for as long as reinforcement took."""
+    warm_start(run)
+    measurements = run.folder.read_results().measurements
+    seconds = float(measurements["reinforcement_seconds"] or 0)
+    started = time.perf_counter()
+    trees = [supervised_tree(trajectory) for trajectory in demonstrations(run)]
+    epochs = max(1, round(seconds / float(measurements["warm_start_seconds"] or 1)))
+    settings = replace(warm_start_settings(run), epochs=epochs)
+    run.display.stage(name, epochs * -(-len(trees) // settings.batch_size))
+    learn(
+        run.policy,
+        trees,
+        settings,
+        lambda step, steps, loss: run.display.update(step, loss=loss),
+        stop=lambda: time.perf_counter() - started > seconds,
+    )
+    run.folder.add_measurements(more_supervision_seconds=round(time.perf_counter() - started, 1))
+    measure(run, name, run.real_engine)
