@@ -247,6 +247,17 @@ def test_trajectories_are_appended_or_replaced(tmp_path: Path) -> None:
     assert (run.path / "trajectories" / "rl.jsonl").is_file()
 
 
+def test_a_resumed_run_repeats_neither_metrics_nor_trajectories(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", RECIPE)
+    for step in (1, 2, 3):
+        run.metrics.append("rl", step, {"reward": 0.5})
+        run.append_trajectories("rl", [{"step": step, "sample": 0}, {"step": step, "sample": 1}])
+    run.resume("rl", 2)
+    assert [row["step"] for row in run.metrics.rows("rl")] == [1, 2]
+    assert [row["step"] for row in run.read_trajectories("rl")] == [1, 1, 2, 2]
+    run.resume("never begun", 0)
+
+
 # The display
 
 
@@ -357,9 +368,7 @@ def panel(width: int, encoding: str = "utf-8") -> str:
     display.stage("rl", 20)
     for step in range(1, 11):
         clock.now += 30
-        display.update(
-            step, reward=step / 10, em=0.5, noise_scheduled=0.25, noise_realised=0.125, engine="bm25"
-        )
+        display.update(step, reward=step / 10, em=0.5, noise_scheduled=0.25, noise_realised=0.125, engine="bm25")
     console.print(display.render())
     stream.flush()
     return written.getvalue().decode(encoding)
@@ -412,6 +421,18 @@ def test_a_lost_reader_does_not_stop_the_run(terminal: bool, monkeypatch: pytest
         assert display.progress.current.completed == 1
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_figures_that_are_none_or_nan_are_shown_as_such(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal() if terminal else io.StringIO()
+    with pytest.raises(ArithmeticError), open_display("ZeroSearch", ["rl"], stream) as display:
+        display.stage("rl", 2)
+        display.update(1, reward=math.nan, noise_realised=None, kl=math.inf)
+        raise ArithmeticError
+    assert all(part in stream.getvalue() for part in ("nan", "n/a", "inf"))
+
+
 def test_small_things_of_the_display() -> None:
     assert [duration(s) for s in (0, 59.6, 754, 3723)] == ["0:00", "1:00", "12:34", "1:02:03"]
     assert sparkline([0.0, 0.5, 1.0], 10) == "▁▅█"
@@ -432,10 +453,7 @@ def three_systems() -> Results:
     return Results(
         {
             name: summarize(
-                [
-                    scored(i, f1, kind, searches=i)
-                    for i, (f1, kind) in enumerate(zip(scores, kinds, strict=True))
-                ],
+                [scored(i, f1, kind, searches=i) for i, (f1, kind) in enumerate(zip(scores, kinds, strict=True))],
                 {"engine": "bm25", "k": 3, "greedy": True, "step": len(name)},
             )
             for name, scores in figures.items()
@@ -512,9 +530,7 @@ def test_the_final_line() -> None:
         final_line(Results())
 
 
-HOSTILE = (
-    "\x1b[2J\x1b]0;owned\x07 [bold red]x[/] [/nope] \u202egnirts\u2028\x00 </information> <answer>no</answer>"
-)
+HOSTILE = "\x1b[2J\x1b]0;owned\x07 [bold red]x[/] [/nope] \u202egnirts\u2028\x00 </information> <answer>no</answer>"
 
 
 def example(kind: str = "one_hop", f1: float = 1.0, searches: int = 1, answered: bool = True) -> Example:
@@ -583,9 +599,7 @@ def test_three_examples_are_picked() -> None:
 def test_a_trajectory_makes_an_example() -> None:
     question = Question("1", "Which city?", ("Paris",), "world", "one_hop")
     segments = [TokenSegment("policy", "<answer> Paris </answer>", (1, 2), (-0.1, -0.2))]
-    trajectory = Trajectory(
-        question, segments=segments, searches=[Search("q", "useful", 3, 0.1)], answer="Paris"
-    )
+    trajectory = Trajectory(question, segments=segments, searches=[Search("q", "useful", 3, 0.1)], answer="Paris")
     made = Example.of(trajectory, scored(1, 1.0))
     assert (made.question, made.prediction, list(made.noise)) == ("Which city?", "Paris", ["useful"])
     assert "answers" in examples_text([("x", made)])

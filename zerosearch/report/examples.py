@@ -85,9 +85,7 @@ def pick_examples(examples: Iterable[Example]) -> list[tuple[str, Example]]:
     """
     examples = list(examples)
     one_hop = (e for e in examples if e.scored.kind == "one_hop" and e.scored.em == 1)
-    two_hop = (
-        e for e in examples if e.scored.kind == "two_hop" and e.scored.em == 1 and e.scored.searches >= 2
-    )
+    two_hop = (e for e in examples if e.scored.kind == "two_hop" and e.scored.em == 1 and e.scored.searches >= 2)
     failures = sorted((e for e in examples if e.scored.f1 == 0), key=lambda e: not e.scored.answered)
     found = [
         ("one hop, right", next(one_hop, None)),
@@ -176,9 +174,7 @@ def _policy_parts(text: str) -> list[tuple[str, str]]:
 
 def _observation_parts(text: str) -> list[tuple[str, str]]:
     if match := _INFORMATION.match(text):
-        return _without_blank(
-            [("information", match[1].strip() or "(nothing)"), ("text", text[match.end() :])]
-        )
+        return _without_blank([("information", match[1].strip() or "(nothing)"), ("text", text[match.end() :])])
     return _without_blank([("text", text)])
 
 

@@ -151,9 +151,7 @@ class PanelDisplay(Display):
     ) -> None:
         super().__init__(title, stages, clock)
         self.console = console
-        self.live = Live(
-            console=console, get_renderable=self.render, refresh_per_second=2, vertical_overflow="crop"
-        )
+        self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, vertical_overflow="crop")
 
     def note(self, text: str) -> None:
         self.console.print(Text(visible(text), style="dim"))
@@ -217,9 +215,7 @@ class PanelDisplay(Display):
     def _bar(self, stage: Stage) -> RenderableType:
         if stage.total is None:
             return Text()
-        return ProgressBar(
-            total=max(stage.total, 1), completed=stage.completed, style="grey30", complete_style="cyan"
-        )
+        return ProgressBar(total=max(stage.total, 1), completed=stage.completed, style="grey30", complete_style="cyan")
 
     def _time(self, stage: Stage) -> str:
         left = self.progress.left(stage)
@@ -236,14 +232,14 @@ class PanelDisplay(Display):
         for start in range(0, len(cells), columns):
             row = cells[start : start + columns]
             grid.add_row(*(part for name, value in row for part in (Text(name), value)))
-        if not rewards:
+        if "reward" not in stage.figures:
             return grid
         marks = sparkline(rewards, min(width - 35, 46), self._sign("▁▂▃▄▅▆▇█", "_.:-=+*#"))
         curve = Table.grid(padding=(0, 2))
         curve.add_column(style="dim", width=22)
         curve.add_column(justify="right", width=9)
         curve.add_column(no_wrap=True)
-        curve.add_row("reward", Text(figure_text(rewards[-1]), style="bold"), Text(marks, style="cyan"))
+        curve.add_row("reward", Text(figure_text(stage.figures["reward"]), style="bold"), Text(marks, style="cyan"))
         return Group(curve, grid)
 
     def _sign(self, sign: str, plain: str) -> str:

@@ -107,9 +107,7 @@ def _draw_reward(axis: Any, rows: list[dict[str, Any]], results: Results) -> Non
             label=f"F1 {said}: {scores.f1_estimate}",
         )
         if math.isfinite(scores.f1_se):
-            axis.axhspan(
-                scores.f1 - scores.f1_se, scores.f1 + scores.f1_se, color=ORANGE, alpha=0.12, linewidth=0
-            )
+            axis.axhspan(scores.f1 - scores.f1_se, scores.f1 + scores.f1_se, color=ORANGE, alpha=0.12, linewidth=0)
     axis.set_ylim(min(0.0, *rewards), max(1.0, *rewards) + 0.02)
     axis.set_title("Reward in training, and F1 with the real search engine", fontweight="bold", pad=26)
     legend = axis.legend(
@@ -127,9 +125,7 @@ def _draw_searches(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_noise(axis: Any, rows: list[dict[str, Any]]) -> None:
-    axis.plot(
-        *_series(rows, "noise_realised"), "o", color=PURPLE, markersize=4, markeredgewidth=0, label="realised"
-    )
+    axis.plot(*_series(rows, "noise_realised"), "o", color=PURPLE, markersize=4, markeredgewidth=0, label="realised")
     axis.plot(*_series(rows, "noise_scheduled"), color=INK, linewidth=1.6, label="scheduled")
     axis.set_ylim(0, 1)
     axis.set_yticks([0, 0.5, 1])

@@ -1,10 +1,11 @@
 """Where a run stands: its stages, the step, the latest figures, the time. What the displays show."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Figure = float | int | str
+Figure = float | int | str | None
 
 LABELS = {
     "reward": "reward",
@@ -24,7 +25,12 @@ def label(name: str) -> str:
 
 
 def figure_text(value: Figure) -> str:
-    """Numbers in the digits that matter: three decimals below 10, fewer above, powers of ten where tiny."""
+    """Numbers in the digits that matter: three decimals below 10, fewer above, powers of ten where tiny.
+
+    None is what this step could not measure.
+    """
+    if value is None:
+        return "n/a"
     if isinstance(value, str):
         return value
     if isinstance(value, int):
@@ -88,7 +94,8 @@ class Progress:
             stage.completed = completed
             stage.ticks.append((self._clock(), completed))
         stage.figures.update(figures)
-        if isinstance(reward := figures.get("reward"), float | int):
+        reward = figures.get("reward")
+        if isinstance(reward, float | int) and math.isfinite(reward):
             self.rewards.append(float(reward))
 
     def elapsed(self, stage: Stage | None = None) -> float:

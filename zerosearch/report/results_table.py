@@ -172,8 +172,6 @@ def _rich_cell(cell: Cell) -> Text:
 
 
 def _markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
-    header, *body = [
-        [visible(str(cell)).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows
-    ]
+    header, *body = [[visible(str(cell)).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *body])

@@ -107,6 +107,17 @@ class RunFolder:
         """Replace `trajectories/<name>.jsonl`."""
         JsonLines(self.trajectories / f"{name}.jsonl").rewrite(rows)
 
+    def resume(self, stage: str, step: int) -> None:
+        """Go back to where `step` of `stage` was done: later metrics and the stage's later trajectories go.
+
+        Raises:
+            RunError: a log is broken, or the disk is full.
+        """
+        self.metrics.resume(stage, step)
+        rows = self.read_trajectories(stage)
+        if any(row["step"] > step for row in rows):
+            self.write_trajectories(stage, [row for row in rows if row["step"] <= step])
+
     def read_trajectories(self, name: str) -> list[dict[str, Any]]:
         """The rows of `trajectories/<name>.jsonl`; none where it does not exist."""
         return JsonLines(self.trajectories / f"{name}.jsonl").read()
