@@ -37,7 +37,8 @@ def _warm_start(recipe: Recipe) -> list[str]:
         return []
     return [
         f"warm start: {_times(warm_start.demonstrations, 'demonstration')}, "
-        f"{_times(warm_start.epochs, 'epoch')} of {_updates(warm_start.demonstrations, warm_start.batch_size)}"
+        f"{_times(warm_start.epochs, 'epoch')} "
+        f"of {_updates(warm_start.demonstrations, warm_start.batch_size)}"
     ]
 
 
@@ -63,8 +64,9 @@ def _reinforcement(recipe: Recipe) -> list[str]:
     again = f" (at most {training.resample} drawn again)" if training.resample else ""
     return [
         f"reinforcement ({recipe.algorithm.type}, reward {recipe.reward.type}): "
-        f"{_times(training.steps, 'step')} of {training.questions_per_step} questions{again} x {training.samples_per_question} samples "
-        f"= {per_step * training.steps} episodes{at_most}; {searches}"
+        f"{_times(training.steps, 'step')} of {training.questions_per_step} questions{again} "
+        f"x {training.samples_per_question} samples = {per_step * training.steps} episodes{at_most}; "
+        f"{searches}"
     ]
 
 

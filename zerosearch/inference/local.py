@@ -11,6 +11,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -29,11 +30,11 @@ class Lane:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
-        self._samplers: list[LocalSampler] = []
+        self._samplers: WeakSet[LocalSampler] = WeakSet()
         self._pump: asyncio.Task[None] | None = None
 
     def join(self, sampler: "LocalSampler") -> None:
-        self._samplers.append(sampler)
+        self._samplers.add(sampler)
 
     def wake(self) -> None:
         """Start stepping, in the running event loop, until no sampler has work."""

@@ -88,7 +88,7 @@ async def demonstrate(
     seed: int,
     in_vain_share: float = 0.2,
 ) -> list[Trajectory]:
-    """Return `count` demonstrations, spread evenly over the families of the questions.
+    """Return `count` demonstrations, spread over the families of the questions in proportion to their hops.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -99,7 +99,8 @@ async def demonstrate(
         if question.hops:
             families.setdefault(question.family, []).append(question)
     demonstrations: list[Trajectory] = []
-    turn_of_family = [families[name] for name in sorted(families)]
+    turn_of_family = [group for _, group in sorted(families.items()) for _ in group[0].hops]
+    generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
         for family in turn_of_family:
             if len(demonstrations) == count or not family:

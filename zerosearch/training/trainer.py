@@ -55,7 +55,7 @@ def reinforce(run: Run, start: str) -> None:
     )
     if found:
         load_optimizer(found[-1], policy, optimizer)
-    folder.metrics.resume(STAGE, state.step)
+    folder.resume(STAGE, state.step)
     order = QuestionOrder(run.train_questions, recipe.seed, state.position)
     episodes = training.questions_per_step * training.samples_per_question
     sampler = run.sampler(policy, min(episodes, recipe.evaluation.batch), recipe.agent.max_length)

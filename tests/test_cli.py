@@ -1,0 +1,223 @@
+"""The command line: what a user meets when all goes well, when they err, when a run fails or is interrupted."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from zerosearch import __version__
+from zerosearch.cli.main import run
+from zerosearch.errors import RunError, UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+class Finished:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def zerosearch(capsys: pytest.CaptureFixture[str]) -> "Command":
+    return Command(capsys)
+
+
+class Command:
+    """Runs a command in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str) -> Finished:
+        with pytest.raises(SystemExit) as stop:
+            run(arguments)
+        captured = self.capsys.readouterr()
+        return Finished(int(stop.value.code or 0), captured.out, captured.err)
+
+
+def stage_that(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+    """Let training end with the given failure."""
+    stages = ModuleType("stages")
+
+    def train(recipe: object) -> None:
+        raise failure
+
+    stages.train = train  # type: ignore[attr-defined]
+    import zerosearch.training
+
+    monkeypatch.setitem(sys.modules, "zerosearch.training.stages", stages)
+    monkeypatch.setattr(zerosearch.training, "stages", stages, raising=False)
+
+
+def test_the_version_is_printed(zerosearch: Command) -> None:
+    finished = zerosearch("--version")
+    assert (finished.code, finished.out) == (0, f"zerosearch {__version__}\n")
+
+
+def test_help_is_instant() -> None:
+    command = [sys.executable, "-m", "zerosearch", "--help"]
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT, check=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+    assert {"train", "eval", "ask", "search", "data"} <= set(finished.stdout.split())
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_the_plan(zerosearch: Command) -> None:
+    finished = zerosearch("train", "world", "training.steps=7", "seed=2", "--dry-run")
+    assert finished.code == 0
+    printed = tomllib.loads(finished.out)
+    assert (printed["training"]["steps"], printed["seed"], printed["output"]) == (7, 2, "runs/world-2")
+    stages = re.findall(r"^# \d\. ([a-z ]+)", finished.out, re.MULTILINE)
+    assert [stage.split()[0] for stage in stages] == [
+        "questions",
+        "simulator",
+        "warm",
+        "evaluation",
+        "reinforcement",
+        "evaluation",
+        "report",
+    ]
+    recipe = printed["training"]
+    episodes = 7 * recipe["questions_per_step"] * recipe["samples_per_question"]
+    assert f"7 steps of {recipe['questions_per_step']} questions" in finished.out
+    assert f"= {episodes} episodes" in finished.out
+
+
+def test_the_plan_leaves_out_what_the_recipe_leaves_out(zerosearch: Command) -> None:
+    printed = zerosearch("train", "world-none", "warm_start.enabled=false", "--dry-run").out
+    plan = printed[printed.index("# plan") :]
+    for stage in ("simulator tuning", "warm start:", "noise", "searches;"):
+        assert stage not in plan
+    assert "no search" in plan
+    real = zerosearch("train", "world-bm25", "evaluation.untrained=false", "--dry-run").out
+    assert "pages by BM25 over world" in real
+    assert "evaluation of the warm start:" in real
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "wrold"],
+        ["train", "world", "training.stepz=1"],
+        ["train", "world", "search.k=0"],
+        ["train"],
+        ["train", "world", "--fast"],
+        ["nothing"],
+        ["search", "query", "x", "--k", "0"],
+        ["search", "query", "x", "--corpus", "/nowhere/passages.jsonl"],
+        ["data", "world"],
+        ["data", "world", "--out", "/proc/nowhere"],
+        ["ask", " ", "--run", "runs/world-0"],
+        ["view", "/nowhere/run"],
+    ],
+)
+def test_a_mistake_is_one_clear_message_and_exit_code_2(zerosearch: Command, arguments: list[str]) -> None:
+    finished = zerosearch(*arguments)
+    assert finished.code == 2
+    assert finished.out == ""
+    assert "Traceback" not in finished.err
+    last = finished.err.splitlines()[-1]
+    assert last.lower().startswith("error: ")
+
+
+def test_a_mistake_within_a_run_is_exit_code_2(zerosearch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_that(monkeypatch, UserError("the model is not there"))
+    finished = zerosearch("train", "world")
+    assert (finished.code, finished.err) == (2, "error: the model is not there\n")
+
+
+def test_a_failed_run_is_exit_code_1(zerosearch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_that(monkeypatch, RunError("the server went away"))
+    finished = zerosearch("train", "world")
+    assert (finished.code, finished.err) == (1, "error: the server went away\n")
+
+
+def test_a_full_disk_is_a_failed_run(zerosearch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_that(monkeypatch, OSError(28, "No space left on device", "/runs/world-0/model.safetensors"))
+    finished = zerosearch("train", "world")
+    assert finished.code == 1
+    assert finished.err == "error: No space left on device: /runs/world-0/model.safetensors\n"
+
+
+def test_a_defect_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_that(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        run(["train", "world"])
+
+
+def test_an_interrupt_says_how_to_resume(zerosearch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_that(monkeypatch, KeyboardInterrupt())
+    finished = zerosearch("train", "world", "output=my runs/a", "resume=false")
+    assert finished.code == 130
+    assert finished.err == (
+        "interrupted; resume with: zerosearch train world 'output=my runs/a' resume=true\n"
+    )
+
+
+def test_a_real_interrupt_ends_in_one_sentence() -> None:
+    code = "import signal, time\nfrom zerosearch.cli import data\n"
+    code += "import zerosearch.data.world as world\n"
+    code += "def wait(seed): print('waiting', flush=True); time.sleep(30)\n"
+    code += "world.build_world = wait\n"
+    code += "from zerosearch.cli.main import run\nrun(['data', 'world', '--out', 'never'])\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    finished = subprocess.run(
+        [sys.executable, "-m", "zerosearch", "train", "world", "--dry-run"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+        check=False,
+    )
+    os.close(writing)
+    assert (finished.returncode, finished.stderr) == (1, "")
+
+
+def test_a_query_shows_a_page_of_the_world(zerosearch: Command) -> None:
+    finished = zerosearch("search", "query", "highest mountain", "--k", "2")
+    assert finished.code == 0
+    assert re.findall(r"^(\d)\. \S", finished.out, re.MULTILINE) == ["1", "2"]
+
+
+def test_a_query_shows_a_page_of_ones_own_corpus(zerosearch: Command, tmp_path: Path) -> None:
+    corpus = tmp_path / "passages.jsonl"
+    corpus.write_text('{"id": "1", "title": "Snails", "text": "Snails \\u001b[31m carry houses."}\n')
+    finished = zerosearch("search", "query", "houses", "--corpus", str(corpus))
+    assert finished.out == "1. Snails\n   Snails \\x1b[31m carry houses.\n"
+    assert zerosearch("search", "query", "whale", "--corpus", str(corpus)).out == "nothing found\n"
+
+
+def test_the_world_is_written(zerosearch: Command, tmp_path: Path) -> None:
+    finished = zerosearch("data", "world", "--out", str(tmp_path / "world"))
+    assert finished.code == 0
+    written = {path.name for path in (tmp_path / "world").iterdir()}
+    assert {"passages.jsonl", "train.jsonl", "test.jsonl", "train.parquet", "test.parquet"} <= written
+    passages = len((tmp_path / "world" / "passages.jsonl").read_text("utf-8").splitlines())
+    assert finished.out.startswith(f"{passages} passages")
