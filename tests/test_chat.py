@@ -66,9 +66,7 @@ class Server:
         self.socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1"
         self.uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        self.thread = threading.Thread(
-            target=self.uvicorn.run, kwargs={"sockets": [self.socket]}, daemon=True
-        )
+        self.thread = threading.Thread(target=self.uvicorn.run, kwargs={"sockets": [self.socket]}, daemon=True)
 
     def __enter__(self) -> "Server":
         self.thread.start()
@@ -173,9 +171,7 @@ def test_retry_after_may_be_a_date_and_is_never_negative() -> None:
     assert _retry_after({}) is None
 
 
-def test_a_refusal_is_not_tried_again_and_never_shows_the_key(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refusal_is_not_tried_again_and_never_shows_the_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-secret")
     server.responses = [JSONResponse({"error": {"message": "no model,\nkey sk-secret"}}, status_code=404)]
     chat = OpenAIChat(server.url.replace("//", "//me:word@"), "tiny", api_key_env="MY_KEY")

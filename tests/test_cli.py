@@ -80,6 +80,7 @@ def test_a_dry_run_prints_the_resolved_recipe_and_the_plan(zerosearch: Command) 
     stages = re.findall(r"^# \d\. ([a-z ]+)", finished.out, re.MULTILINE)
     assert [stage.split()[0] for stage in stages] == [
         "questions",
+        "evaluation",
         "simulator",
         "warm",
         "evaluation",
@@ -159,9 +160,7 @@ def test_an_interrupt_says_how_to_resume(zerosearch: Command, monkeypatch: pytes
     stage_that(monkeypatch, KeyboardInterrupt())
     finished = zerosearch("train", "world", "output=my runs/a", "resume=false")
     assert finished.code == 130
-    assert finished.err == (
-        "interrupted; resume with: zerosearch train world 'output=my runs/a' resume=true\n"
-    )
+    assert finished.err == ("interrupted; resume with: zerosearch train world 'output=my runs/a' resume=true\n")
 
 
 def test_a_real_interrupt_ends_in_one_sentence() -> None:

@@ -94,9 +94,7 @@ def test_a_wheel_with_another_hash_is_refused(registry: Registry, cache: Path) -
 
 
 def test_pip_fails(registry: Registry, cache: Path) -> None:
-    registry.result = subprocess.CompletedProcess(
-        [], 1, "", "WARNING: x\nERROR: No matching distribution\n\n"
-    )
+    registry.result = subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: No matching distribution\n\n")
     with pytest.raises(RunError, match=r"\(No matching distribution\).*ZEROSEARCH_MODEL"):
         embedded_model_path()
     registry.failure = subprocess.TimeoutExpired("pip", 1)
@@ -159,9 +157,7 @@ def test_a_cache_that_cannot_be_written(registry: Registry, cache: Path) -> None
         embedded_model_path()
 
 
-def test_a_local_copy_takes_its_place(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_local_copy_takes_its_place(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     monkeypatch.setenv("ZEROSEARCH_MODEL", str(copy))

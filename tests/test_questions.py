@@ -25,9 +25,7 @@ from zerosearch.errors import UserError
 
 
 def write_lines(path: Path, *records: Any) -> Path:
-    content = "".join(
-        (record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records
-    ).encode()
+    content = "".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
@@ -332,9 +330,7 @@ def test_the_published_layout(shared_data: Path) -> None:
 def test_the_published_json_lines(shared_data: Path) -> None:
     for path in sorted((shared_data / "qa").glob("*/*.jsonl")):
         loaded = load_questions(path)
-        assert {question.data_set for question in loaded.questions} == {
-            path.parent.name
-        } or "mixed" in path.name
+        assert {question.data_set for question in loaded.questions} == {path.parent.name} or "mixed" in path.name
     nq = load_questions(shared_data / "qa" / "nq")
     assert (len(nq.questions), len(nq.left_out)) == (8755, 2)
     assert {left.golden_answers for left in nq.left_out} == {("#",), ("(",)}

@@ -76,9 +76,7 @@ def test_a_room_imports_only_from_rooms_above_it(path: Path) -> None:
         if other in FREE:
             continue
         assert room not in FREE, f"{path}:{line}: {room} belongs to no room and may import none ({imported})"
-        assert ROOMS.index(other) <= ROOMS.index(room), (
-            f"{path}:{line}: {room} imports {imported}, which is below it"
-        )
+        assert ROOMS.index(other) <= ROOMS.index(room), f"{path}:{line}: {room} imports {imported}, which is below it"
 
 
 def test_every_folder_is_a_room() -> None:

@@ -28,9 +28,7 @@ def test_the_papers_values() -> None:
 
 
 @given(totals, shares, shares, bases)
-def test_the_ends_are_exact_and_steps_beyond_them_stay_there(
-    m: int, start: float, end: float, base: float
-) -> None:
+def test_the_ends_are_exact_and_steps_beyond_them_stay_there(m: int, start: float, end: float, base: float) -> None:
     assert noise_probability(0, m, start, end, base) == noise_probability(-3, m, start, end, base) == start
     assert noise_probability(m, m, start, end, base) == noise_probability(m + 9, m, start, end, base) == end
 
@@ -93,9 +91,7 @@ def test_a_label_is_a_function_and_follows_the_probability(
 
 
 def test_labels_depend_on_each_part_and_have_the_right_rate() -> None:
-    def labels(
-        seed: int = 0, data_set: str = "nq", sample: int = 0, turn: int = 0, step: int = 0
-    ) -> list[str]:
+    def labels(seed: int = 0, data_set: str = "nq", sample: int = 0, turn: int = 0, step: int = 0) -> list[str]:
         return [draw_noise(seed, question(str(i), data_set), sample, turn, step, 0.3) for i in range(2000)]
 
     variants = [

@@ -129,9 +129,7 @@ class Moody:
         await asyncio.sleep(0.02)
         if request.query == "raise":
             raise RunError("no more")
-        return {"error": Page((), error="timeout"), "empty": Page(())}.get(
-            request.query, Page((DOCUMENTS[0],))
-        )
+        return {"error": Page((), error="timeout"), "empty": Page(())}.get(request.query, Page((DOCUMENTS[0],)))
 
 
 def test_calls_are_counted_under_the_engines_name() -> None:

@@ -17,9 +17,7 @@ from zerosearch.simulation.template import Template, format_documents, load_temp
 QUESTION = "Who founded Silver Anchor?"
 
 
-def told(
-    template: Template, noise: Noise = "useful", k: int = 3, query: str = "silver anchor founder"
-) -> str:
+def told(template: Template, noise: Noise = "useful", k: int = 3, query: str = "silver anchor founder") -> str:
     system, user = template.render(query, QUESTION, "Alice Turner", noise, k)
     assert system == {"role": "system", "content": ""}
     assert user["role"] == "user"
@@ -163,9 +161,7 @@ def test_no_more_than_k_documents(written: list[Document], k: int) -> None:
 
 def test_the_form_of_a_document() -> None:
     shown = [Document("Fog", "Grey."), Document("", "No title."), Document("Two\n lines ", "x\ny")]
-    assert (
-        format_documents(shown) == "Doc 1(Title: Fog) Grey.\nDoc 2: No title.\nDoc 3(Title: Two lines) x\ny"
-    )
+    assert format_documents(shown) == "Doc 1(Title: Fog) Grey.\nDoc 2: No title.\nDoc 3(Title: Two lines) x\ny"
     assert format_documents([]) == ""
 
 

@@ -189,9 +189,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     )
     for name in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": name, "PYTHONPATH": str(Path(__file__).parents[1])}
-        subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / name)], check=True, env=environment, timeout=60
-        )
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=True, env=environment, timeout=60)
     assert digest(tmp_path / "1") == digest(tmp_path / "2")
 
 

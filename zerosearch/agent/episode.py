@@ -107,9 +107,7 @@ class Agent:
                 return trajectory
             page = None
             if action.kind == "search" and self.engine is not None:
-                request = SearchRequest(
-                    action.text, question, settings.k, sample, len(trajectory.searches), step
-                )
+                request = SearchRequest(action.text, question, settings.k, sample, len(trajectory.searches), step)
                 page = await self.engine.search(request)
                 trajectory.searches.append(_record(action.text, page, question))
                 if page.error:
@@ -125,9 +123,7 @@ class Agent:
     async def _turn(self, trajectory: Trajectory, turn: int) -> Sample:
         settings, question = self.settings, trajectory.question
         ids = trajectory.token_ids
-        seed = draw_seed(
-            settings.seed, question.data_set, question.id, trajectory.sample, turn, trajectory.step
-        )
+        seed = draw_seed(settings.seed, question.data_set, question.id, trajectory.sample, turn, trajectory.step)
         room = settings.max_length - len(ids)
         return await self.sampler.sample(
             SamplingRequest(
@@ -151,9 +147,7 @@ class Agent:
         kept = ids[: min(room, self.settings.max_observation_tokens)]
         trajectory.truncated_pages += len(kept) < len(ids)
         all_ids = (*head, *kept, *tail)
-        return Segment(
-            "observation", self.tokenizer.decode(all_ids, clean_up_tokenization_spaces=False), all_ids
-        )
+        return Segment("observation", self.tokenizer.decode(all_ids, clean_up_tokenization_spaces=False), all_ids)
 
 
 def _record(query: str, page: Page, question: Question) -> Search:

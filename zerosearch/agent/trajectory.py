@@ -88,9 +88,7 @@ class Trajectory:
                 "log-probabilities: only episodes that a sampler wrote can be trained on"
             )
         if any(segment.text and not segment.token_ids for segment in self.segments):
-            raise UserError(
-                f"the trajectory of question '{self.question.id}' has a segment without token ids"
-            )
+            raise UserError(f"the trajectory of question '{self.question.id}' has a segment without token ids")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,16 +98,13 @@ class Trajectory:
         """Read a record back; keys beside the trajectory's own, such as scores, are left aside."""
         question = dict(record["question"])
         question["golden_answers"] = tuple(question["golden_answers"])
-        question["hops"] = tuple(
-            Hop(h["subject"], h["relation"], tuple(h["answers"])) for h in question["hops"]
-        )
+        question["hops"] = tuple(Hop(h["subject"], h["relation"], tuple(h["answers"])) for h in question["hops"])
         nested = ("question", "segments", "searches")
         rest = {f.name: record[f.name] for f in fields(cls) if f.name not in nested}
         return cls(
             question=Question(**question),
             segments=[
-                Segment(s["kind"], s["text"], tuple(s["token_ids"]), tuple(s["log_probs"]))
-                for s in record["segments"]
+                Segment(s["kind"], s["text"], tuple(s["token_ids"]), tuple(s["log_probs"])) for s in record["segments"]
             ],
             searches=[Search(**search) for search in record["searches"]],
             **rest,

@@ -8,11 +8,12 @@ def plan(recipe: Recipe) -> list[str]:
     stages = [
         f"questions: train on {_limited(recipe.data.train_limit)} of {recipe.data.train}, "
         f"test on {_limited(recipe.data.test_limit)} of {recipe.data.test}",
+        *_evaluation(recipe, "the untrained model", recipe.evaluation.untrained),
         *_tuning(recipe),
         *_warm_start(recipe),
-        *_evaluation_before(recipe),
+        *_evaluation(recipe, "the warm start", recipe.evaluation.warm_start and recipe.warm_start.enabled),
         *_reinforcement(recipe),
-        f"evaluation of the trained policy: {_conditions(recipe)}",
+        *_evaluation(recipe, "the trained policy", True),
         f"report: {recipe.report.examples} example trajectories, results and plots in {recipe.output}",
     ]
     return [
@@ -42,13 +43,13 @@ def _warm_start(recipe: Recipe) -> list[str]:
     ]
 
 
-def _evaluation_before(recipe: Recipe) -> list[str]:
-    systems = []
-    if recipe.evaluation.untrained:
-        systems.append("the untrained model")
-    if recipe.evaluation.warm_start and recipe.warm_start.enabled:
-        systems.append("the warm start")
-    return [f"evaluation of {' and '.join(systems)}: {_conditions(recipe)}"] if systems else []
+def _evaluation(recipe: Recipe, what: str, wanted: bool) -> list[str]:
+    evaluation = recipe.evaluation
+    conditions = (
+        f"{_limited(recipe.data.test_limit)} questions, engine {evaluation.engine}, k = {evaluation.k}, "
+        f"at most {_times(recipe.agent.max_turns, 'search', 'searches')}, greedy"
+    )
+    return [f"evaluation of {what}: {conditions}"] if wanted else []
 
 
 def _reinforcement(recipe: Recipe) -> list[str]:
@@ -68,14 +69,6 @@ def _reinforcement(recipe: Recipe) -> list[str]:
         f"x {training.samples_per_question} samples = {per_step * training.steps} episodes{at_most}; "
         f"{searches}"
     ]
-
-
-def _conditions(recipe: Recipe) -> str:
-    evaluation = recipe.evaluation
-    return (
-        f"{_limited(recipe.data.test_limit)} questions, engine {evaluation.engine}, k = {evaluation.k}, "
-        f"at most {_times(recipe.agent.max_turns, 'search', 'searches')}, greedy"
-    )
 
 
 def _limited(limit: int) -> str:

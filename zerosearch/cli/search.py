@@ -15,9 +15,7 @@ def _group() -> None:
 @app.command()
 def query(
     text: Annotated[str, typer.Argument(help="What to search for.")],
-    corpus: Annotated[
-        str, typer.Option(help="`world`, or a .jsonl or .jsonl.gz file of passages.")
-    ] = "world",
+    corpus: Annotated[str, typer.Option(help="`world`, or a .jsonl or .jsonl.gz file of passages.")] = "world",
     k: Annotated[int, typer.Option(min=1, help="Documents to show.")] = 3,
 ) -> None:
     """Show the page that BM25 finds for a query."""

@@ -25,6 +25,6 @@ def train(
         typer.echo(resolved_toml(resolved))
         typer.echo("\n".join(plan(resolved)))
         return
-    from zerosearch.training import stages
+    from zerosearch.training.stages import train as carry_out
 
-    stages.train(resolved)
+    carry_out(resolved)

@@ -23,9 +23,7 @@ def load_corpus(source: str | Path) -> list[Document]:
     path = Path(source)
     documents = [_document(record, f"line {number} of {path}") for number, record in read_json_lines(path)]
     if not documents:
-        raise UserError(
-            f"{path} holds no passages: write one JSON object with id, title and text on each line"
-        )
+        raise UserError(f"{path} holds no passages: write one JSON object with id, title and text on each line")
     return documents
 
 
@@ -38,7 +36,5 @@ def _document(record: dict[str, Any], place: str) -> Document:
         title, _, text = record["contents"].partition("\n")
         title = title.strip().removeprefix('"').removesuffix('"')
     if not isinstance(title, str) or not isinstance(text, str):
-        raise UserError(
-            f"{place} has neither `title` and `text` nor `contents` (strings): give each passage them"
-        )
+        raise UserError(f"{place} has neither `title` and `text` nor `contents` (strings): give each passage them")
     return Document(title.strip(), text.strip(), str(identifier))

@@ -59,10 +59,7 @@ def question_to_record(question: Question) -> dict[str, Any]:
 
 def hops_to_records(question: Question) -> list[dict[str, Any]]:
     """The hops as plain records."""
-    return [
-        {"subject": hop.subject, "relation": hop.relation, "answers": list(hop.answers)}
-        for hop in question.hops
-    ]
+    return [{"subject": hop.subject, "relation": hop.relation, "answers": list(hop.answers)} for hop in question.hops]
 
 
 def _golden_answers(record: dict[str, Any], place: str) -> tuple[str, ...]:

@@ -196,9 +196,7 @@ def _age(random_source: random.Random) -> int:
     return random_source.randint(_FIRST_ACTIVE_AGE, _LAST_ACTIVE_AGE)
 
 
-def _pairs(
-    first: Sequence[str], second: Sequence[str], count: int, random_source: random.Random
-) -> list[str]:
+def _pairs(first: Sequence[str], second: Sequence[str], count: int, random_source: random.Random) -> list[str]:
     """`count` different pairs of words."""
     numbers = random_source.sample(range(len(first) * len(second)), count)
     return [f"{first[number // len(second)]} {second[number % len(second)]}" for number in numbers]

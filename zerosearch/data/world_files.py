@@ -70,9 +70,7 @@ def write_world(world: World, folder: Path) -> list[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(f"no space left in {folder} for the world: free some and run again") from error
-        raise UserError(
-            f"cannot write the world to {folder} ({error.strerror}): choose another folder"
-        ) from error
+        raise UserError(f"cannot write the world to {folder} ({error.strerror}): choose another folder") from error
     return [folder / name for name in contents]
 
 

@@ -117,9 +117,7 @@ def _path(*hops: Hop) -> Draft:
     return Draft((hops[0].subject,), hops, hops[-1].answers[0])
 
 
-def _compare(
-    hops: Sequence[Hop], better: Callable[..., str], random_source: random.Random
-) -> Iterator[Draft]:
+def _compare(hops: Sequence[Hop], better: Callable[..., str], random_source: random.Random) -> Iterator[Draft]:
     """Pairs of facts with different numbers, each fact in two pairs; `better` picks the answer."""
     for _ in range(2):
         order = random_source.sample(hops, len(hops))

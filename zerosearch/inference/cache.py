@@ -24,9 +24,7 @@ class Chunk:
 class SlotCache:
     """Memory of shape (layers, slots, groups, length, width) for keys and for values."""
 
-    def __init__(
-        self, config: "PretrainedConfig", slots: int, length: int, dtype: torch.dtype, device: torch.device
-    ):
+    def __init__(self, config: "PretrainedConfig", slots: int, length: int, dtype: torch.dtype, device: torch.device):
         groups = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, slots, groups, length, width)
@@ -83,7 +81,7 @@ class CacheAttention:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _mix_single(self, keys_SGLD: Tensor, values_SGLD: Tensor, queries_BHD: Tensor) -> Tensor:
-        count, heads, width = queries_BHD.shape
+        _, heads, width = queries_BHD.shape
         groups = keys_SGLD.shape[1]
         queries = queries_BHD.new_zeros(self.high, heads, width)
         queries[self.slots] = queries_BHD * width**-0.5

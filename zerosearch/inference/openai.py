@@ -97,9 +97,7 @@ class OpenAIChat:
             self._loop = loop
         return self._clients, self._semaphore
 
-    async def _try(
-        self, clients: list["AsyncOpenAI"], semaphore: asyncio.Semaphore, request: ChatRequest
-    ) -> str:
+    async def _try(self, clients: list["AsyncOpenAI"], semaphore: asyncio.Semaphore, request: ChatRequest) -> str:
         import openai
 
         which = next(self._next) % len(clients)
@@ -131,9 +129,7 @@ class OpenAIChat:
     def _status_failure(self, server: str, error: "APIStatusError") -> Exception:
         status = error.status_code
         if status in (408, 409, 425, 429) or status >= 500:
-            return _PassingError(
-                server, f"answered with status {status}", _retry_after(error.response.headers)
-            )
+            return _PassingError(server, f"answered with status {status}", _retry_after(error.response.headers))
         if status in (401, 403):
             return RunError(
                 f"The server at {server} refused the key (status {status}); put the right one into the "

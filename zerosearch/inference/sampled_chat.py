@@ -29,9 +29,7 @@ class SampledChat:
             )
         )
         text = str(
-            self._tokenizer.decode(
-                list(sample.token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            self._tokenizer.decode(list(sample.token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
         ends = [end for stop in request.stop if (end := text.find(stop)) >= 0]
         return text[: min(ends, default=len(text))]

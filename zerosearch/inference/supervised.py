@@ -52,11 +52,7 @@ def learn(
     for index, batch in enumerate(steps):
         if stop is not None and stop():
             break
-        rate = (
-            (index + 1) / rising
-            if index < rising
-            else 1 - 0.9 * (index - rising) / max(1, len(steps) - rising)
-        )
+        rate = (index + 1) / rising if index < rising else 1 - 0.9 * (index - rising) / max(1, len(steps) - rising)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
         wanted = sum(sum(branch.wanted) for tree in batch for branch in tree.branches)

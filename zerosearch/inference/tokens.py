@@ -26,9 +26,7 @@ def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message
     if not tokenizer.chat_template:
         raise UserError('the model has no chat template: set model.prompt = "completion"')
     marks = [f"\u2983{index}\u2984" for index in range(len(messages))]
-    marked = [
-        {"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)
-    ]
+    marked = [{"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)]
     rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
     ids: list[int] = []
     for message, mark in zip(messages, marks, strict=True):

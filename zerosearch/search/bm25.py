@@ -41,9 +41,7 @@ class BM25Engine:
         """The at most `k` best documents for the query, best first."""
         import numpy
 
-        stems = self._tokenize(
-            [query], stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
-        )[0]
+        stems = self._tokenize([query], stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False)[0]
         token_ids = self._index.get_tokens_ids(stems)
         if not token_ids:
             return []

@@ -34,9 +34,7 @@ class CountingEngine:
     def counters(self) -> dict[str, float]:
         """`search/<name>/calls`, `…/empty_pages`, `…/errors` and `…/seconds` (waited, summed over calls)."""
         prefix = f"search/{self.name}"
-        counts: dict[str, float] = {
-            f"{prefix}/{key}": self._counts[key] for key in ("calls", "empty_pages", "errors")
-        }
+        counts: dict[str, float] = {f"{prefix}/{key}": self._counts[key] for key in ("calls", "empty_pages", "errors")}
         return counts | {f"{prefix}/seconds": self._seconds}
 
     def reset_counters(self) -> None:

@@ -18,9 +18,7 @@ def advantages(rewards: Sequence[Sequence[float]], algorithm: Algorithm) -> list
     """
     if algorithm.type == "reinforce":
         batch = fmean(reward for group in rewards for reward in group)
-        baseline = {"none": lambda group: 0.0, "group": fmean, "batch": lambda group: batch}[
-            algorithm.baseline
-        ]
+        baseline = {"none": lambda group: 0.0, "group": fmean, "batch": lambda group: batch}[algorithm.baseline]
         return [[reward - baseline(group) for reward in group] for group in rewards]
     result = []
     for group in rewards:

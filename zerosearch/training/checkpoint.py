@@ -90,9 +90,7 @@ def load_optimizer(checkpoint: Path, model: "PreTrainedModel", optimizer: torch.
     stored = load_file(checkpoint / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         moments = {
-            key: stored[f"{name}:{key}"]
-            for key in ("exp_avg", "exp_avg_sq", "step")
-            if f"{name}:{key}" in stored
+            key: stored[f"{name}:{key}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{name}:{key}" in stored
         }
         if moments:
             optimizer.state[parameter] = {
@@ -123,6 +121,6 @@ def _whole(target: Path) -> Iterator[Path]:
                         os.fsync(file.fileno())
             if target.exists():
                 shutil.rmtree(target)
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -45,9 +45,7 @@ def run_controls(path: Path) -> None:
     if not checkpoints(folder.checkpoints) or TRAINED not in folder.read_results().systems:
         raise UserError(f"{path} holds no finished run: train it to its end first")
     if not recipe.warm_start.enabled:
-        raise UserError(
-            f"{path} had no warm start, from which its controls begin: take a run of the recipe 'world'"
-        )
+        raise UserError(f"{path} had no warm start, from which its controls begin: take a run of the recipe 'world'")
     controls = {
         CLOSED_BOOK: _closed_book,
         RAG: _rag,
@@ -58,9 +56,7 @@ def run_controls(path: Path) -> None:
     }
     if recipe.search.type == "simulated":
         controls |= {SIMULATED.format(noise): partial(_simulated, noise=noise) for noise in NOISES}
-    with open_display(
-        f"controls of {folder.path.name}", [f"evaluation {name}" for name in controls]
-    ) as display:
+    with open_display(f"controls of {folder.path.name}", [f"evaluation {name}" for name in controls]) as display:
         run = Run(recipe, folder, display)
         for name, control in controls.items():
             if name not in folder.read_results().systems:
@@ -78,9 +74,7 @@ def _simulated(run: Run, name: str, noise: float) -> None:
     _trained(run, name, simulator)
     counters = simulator.counters()
     rates = {rate: round(counters[f"simulator/{rate}"], 4) for rate in ("hit_rate", "leak_rate")}
-    run.folder.add_measurements(
-        **{f"simulator at noise {noise:g}: {rate}": value for rate, value in rates.items()}
-    )
+    run.folder.add_measurements(**{f"simulator at noise {noise:g}: {rate}": value for rate, value in rates.items()})
 
 
 def _closed_book(run: Run, name: str) -> None:
@@ -91,9 +85,7 @@ def _closed_book(run: Run, name: str) -> None:
 def _rag(run: Run, name: str) -> None:
     warm_start(run)
     engine = run.real_engine
-    measure(
-        run, name, engine, lambda sampler, settings: retrieve_first(sampler, run.tokenizer, engine, settings)
-    )
+    measure(run, name, engine, lambda sampler, settings: retrieve_first(sampler, run.tokenizer, engine, settings))
 
 
 def _more_supervision(run: Run, name: str) -> None:

@@ -107,9 +107,7 @@ async def demonstrate(
                 continue
             question = family.pop()
             vain = generator.random() < in_vain_share
-            turns = script(
-                question, engine, settings.k, generator.randrange(len(question.hops)) if vain else None
-            )
+            turns = script(question, engine, settings.k, generator.randrange(len(question.hops)) if vain else None)
             if turns is None or len(turns) > settings.max_turns + 1:
                 continue
             play = _Script(tokenizer, turns)

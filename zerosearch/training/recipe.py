@@ -124,17 +124,14 @@ class Simulation(Section):
     @field_validator("url", mode="before")
     @classmethod
     def _one_url_is_a_list(cls, value: object) -> object:
-        return (
-            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-        )
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for url in self.url:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(
-                    f'simulation.url holds "{url}", which is no address; '
-                    "write it like http://127.0.0.1:8000/v1"
+                    f'simulation.url holds "{url}", which is no address; write it like http://127.0.0.1:8000/v1'
                 )
         if not self.model and not self.url:
             raise ValueError(
@@ -330,7 +327,6 @@ class Recipe(Section):
             )
         if self.search.type == "simulated" and self.agent.max_turns == 0:
             raise ValueError(
-                "agent.max_turns is 0, so nothing would ever be searched; set it to 1 or more, "
-                'or search.type = "none"'
+                'agent.max_turns is 0, so nothing would ever be searched; set it to 1 or more, or search.type = "none"'
             )
         return self

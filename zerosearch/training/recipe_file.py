@@ -72,9 +72,7 @@ def _read(name_or_path: str) -> Table:
     if not path.is_file():
         near = difflib.get_close_matches(name_or_path, built_in, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(
-            f'there is no recipe "{name_or_path}": name a TOML file or one of {", ".join(built_in)}{hint}'
-        )
+        raise UserError(f'there is no recipe "{name_or_path}": name a TOML file or one of {", ".join(built_in)}{hint}')
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -89,9 +87,7 @@ def _lay_over(table: Table, override: str) -> None:
     for depth, part in enumerate(parts[:-1], start=1):
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise UserError(
-                f"{'.'.join(parts[:depth])} is a key, not a table; {override} cannot be set below it"
-            )
+            raise UserError(f"{'.'.join(parts[:depth])} is a key, not a table; {override} cannot be set below it")
     table[parts[-1]] = _value(text.strip())
 
 

@@ -62,14 +62,10 @@ async def run_groups(
     wanted, extra = training.questions_per_step, training.resample
     while wanted:
         questions = [order.draw() for _ in range(wanted)]
-        drawn = await asyncio.gather(
-            *[_run_group(agent, question, recipe, step, progress) for question in questions]
-        )
+        drawn = await asyncio.gather(*[_run_group(agent, question, recipe, step, progress) for question in questions])
         groups += drawn
         failed = [t for group in groups for t in group.trajectories if t.ending == "search_failed"]
-        check_failures(
-            failed, sum(len(group.trajectories) for group in groups), recipe.search.failure_threshold
-        )
+        check_failures(failed, sum(len(group.trajectories) for group in groups), recipe.search.failure_threshold)
         wanted = min(extra, sum(not has_spread(group.rewards) for group in drawn))
         extra -= wanted
     return groups
@@ -84,8 +80,6 @@ async def _run_group(
             progress(trajectory)
         return trajectory
 
-    trajectories = await asyncio.gather(
-        *[one(sample) for sample in range(recipe.training.samples_per_question)]
-    )
+    trajectories = await asyncio.gather(*[one(sample) for sample in range(recipe.training.samples_per_question)])
     rewards = tuple(reward(trajectory, recipe.reward.type) for trajectory in trajectories)
     return Group(tuple(trajectories), rewards)

@@ -16,6 +16,7 @@ from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar
 from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import load_model
 from zerosearch.inference.supervised import SupervisedSettings, learn
+from zerosearch.report.console import open_console
 from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
 from zerosearch.report.files import write_atomically
 from zerosearch.report.panel import open_display
@@ -41,9 +42,7 @@ def train(recipe: Recipe) -> None:
         UserError: something in the recipe or its files is wrong. RunError: the run could not go on.
     """
     if recipe.trainer != "local":
-        raise UserError(
-            f'trainer = "{recipe.trainer}" is not available in this version: use trainer = "local"'
-        )
+        raise UserError(f'trainer = "{recipe.trainer}" is not available in this version: use trainer = "local"')
     folder = open_folder(recipe)
     with open_display(f"zerosearch {Path(recipe.output).name}", stage_names(recipe)) as display:
         run = Run(recipe, folder, display)
@@ -102,9 +101,7 @@ def tune_simulator(run: Run) -> None:
         return
     started = time.perf_counter()
     run.display.stage("simulator tuning", -(-tuning.pages // tuning.batch_size) * tuning.epochs)
-    pages = collect_pages(
-        run.train_questions, run.teaching_engine, recipe.search.k, tuning.pages, recipe.seed
-    )
+    pages = collect_pages(run.train_questions, run.teaching_engine, recipe.search.k, tuning.pages, recipe.seed)
     trees = tuning_trees(pages, run.template, run.tokenizer, recipe.search.k)
     model = load_model(recipe.simulation.model)
     settings = SupervisedSettings(
@@ -251,8 +248,9 @@ def report(run: Run) -> None:
     show_results(results)
     if run.recipe.training.steps:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
-    print(f"run folder: {folder.path}")  # noqa: T201
-    print(final_line(results))  # noqa: T201
+    console = open_console()
+    console.print(f"run folder: {folder.path}", markup=False, highlight=False)
+    console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> None:

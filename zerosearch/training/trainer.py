@@ -83,11 +83,7 @@ def reinforce(run: Run, start: str) -> None:
         folder.metrics.append(STAGE, step, figures)
         folder.append_trajectories(
             STAGE,
-            (
-                {"reward": r, **t.to_json()}
-                for g in groups
-                for t, r in zip(g.trajectories, g.rewards, strict=True)
-            ),
+            ({"reward": r, **t.to_json()} for g in groups for t, r in zip(g.trajectories, g.rewards, strict=True)),
         )
         display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
         if step == training.steps or (training.save_every and step % training.save_every == 0):

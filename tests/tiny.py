@@ -1,0 +1,85 @@
+"""Small random models and tokenizers, made on the spot."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+SPECIAL = ["<unk>", "<|im_start|>", "<|im_end|>"]
+TEXT = [
+    "<think> I need the founder of Silver Anchor. </think>\n<search> Silver Anchor founder </search>",
+    "<information>Doc 1(Title: Silver Anchor) A company founded in 1931.</information> <answer> Alice </answer>",
+    "Question: Who is it?\nAnswer: Alice Turner\nQuery: names\nUseful:\nNoisy:\nsystem user assistant",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ARCHITECTURES = ("llama", "qwen2", "qwen2-untied", "qwen3")
+
+
+def tokenizer(family: str = "bytes") -> PreTrainedTokenizerFast:
+    """`bytes`: byte-level BPE; `metaspace`: BPE over marked spaces that falls back to bytes."""
+    if family == "bytes":
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        extra = SPECIAL
+    else:
+        core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        alphabet = []
+        extra = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=extra, initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(TEXT * 4, trainer)
+    if family != "bytes":
+        # The byte tokens are ordinary vocabulary, only the three others are special.
+        for token in extra[len(SPECIAL) :]:
+            assert core.token_to_id(token) is not None
+    made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<|im_end|>")
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    made.pad_token = "<|im_end|>"
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "eos_token_id": 2,
+        "bos_token_id": None,
+        "pad_token_id": 2,
+        "initializer_range": 0.2,
+    }
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True)).eval()
+    if architecture == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=16, tie_word_embeddings=True)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=architecture == "qwen2")).eval()
+
+
+def folder(path: Path) -> Path:
+    """Write a loadable model folder."""
+    tokens = tokenizer()
+    model(vocabulary=len(tokens)).save_pretrained(path)
+    tokens.save_pretrained(path)
+    return path
