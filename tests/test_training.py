@@ -115,7 +115,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 def test_a_server_that_is_away_ends_the_run_in_one_sentence(model: Path, tmp_path: Path) -> None:
     server = ["simulation.url=http://127.0.0.1:9/v1", "simulation.retries=0", "simulation.tuning.enabled=false"]
-    few = ["evaluation.untrained=false", "evaluation.warm_start=false", "search.failure_threshold=0"]
+    few = ["evaluation.untrained=false", "warm_start.enabled=false", "search.failure_threshold=0"]
     made = recipe(model, tmp_path / "run", *server, *few)
 
     # The tiny model seldom searches by itself.

@@ -107,7 +107,8 @@ def score(
             torch.tensor(positions, device=device),
             TreeAttention(trees),
         )
-        logits = model.lm_head(hidden[torch.tensor(before, device=device)]).float()
+        logits = model.lm_head(hidden[torch.tensor(before, device=device)])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if temperature != 1.0:
         logits = logits / temperature
     log_probs = torch.log_softmax(logits, dim=-1)
