@@ -50,10 +50,7 @@ def stage_that(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
         raise failure
 
     stages.train = train  # type: ignore[attr-defined]
-    import zerosearch.training
-
     monkeypatch.setitem(sys.modules, "zerosearch.training.stages", stages)
-    monkeypatch.setattr(zerosearch.training, "stages", stages, raising=False)
 
 
 def test_the_version_is_printed(zerosearch: Command) -> None:
