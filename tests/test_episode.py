@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import tiny
 from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Document, Question

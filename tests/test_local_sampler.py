@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
-from tests import tiny
 from zerosearch.errors import UserError
 from zerosearch.inference.local import LocalSampler, uniform_draws
 from zerosearch.inference.sampler import Sample, SamplingRequest

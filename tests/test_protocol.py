@@ -3,10 +3,10 @@
 import re
 
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import tiny
 from zerosearch.agent.protocol import Action, TagProtocol
 from zerosearch.data import Document
 from zerosearch.inference.tokens import encode_chat, encode_text

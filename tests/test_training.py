@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 from safetensors.torch import load_file
 
-from tests import tiny
 from zerosearch.errors import RunError, UserError
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.recipe import Recipe

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import tiny
 from zerosearch.agent.trajectory import Segment, Trajectory
 from zerosearch.data import Question
 from zerosearch.inference.packed import Branch, Tree, score
