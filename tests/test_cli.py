@@ -13,8 +13,13 @@ from types import ModuleType
 import pytest
 
 from zerosearch import __version__
+from zerosearch.agent.trajectory import Trajectory
 from zerosearch.cli.main import run
+from zerosearch.data import Question
 from zerosearch.errors import RunError, UserError
+from zerosearch.evaluation.benchmark import score_trajectory
+from zerosearch.evaluation.results import TRAINED, summarize
+from zerosearch.report.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -217,3 +222,30 @@ def test_the_world_is_written(zerosearch: Command, tmp_path: Path) -> None:
     assert {"passages.jsonl", "train.jsonl", "test.jsonl", "train.parquet", "test.parquet"} <= written
     passages = len((tmp_path / "world" / "passages.jsonl").read_text("utf-8").splitlines())
     assert finished.out.startswith(f"{passages} passages")
+
+
+def finished_run(path: Path, answers: dict[str, str]) -> str:
+    """A run whose trained policy gave these answers; the right one is always `yes`."""
+    folder = RunFolder.create(path, "seed = 0\n")
+    trajectories = [
+        Trajectory(Question(name, "Is it?", ("yes",), "mine"), answer=answer) for name, answer in answers.items()
+    ]
+    folder.write_trajectories(TRAINED, (trajectory.to_json() for trajectory in trajectories))
+    folder.add_system(TRAINED, summarize([score_trajectory(trajectory) for trajectory in trajectories]))
+    return str(path)
+
+
+def test_the_mean_of_runs_is_taken_per_question(zerosearch: Command, tmp_path: Path) -> None:
+    one = finished_run(tmp_path / "one", {"a": "yes", "b": "no"})
+    two = finished_run(tmp_path / "two", {"a": "no", "b": "yes"})
+    finished = zerosearch("view", one, two)
+    assert finished.code == 0
+    assert "one: real-search F1 = 0.500 ± 0.500 (n = 2)" in finished.out
+    assert finished.out.splitlines()[-1] == "mean of 2 runs: real-search F1 = 0.500 ± 0.000 (n = 2)"
+
+
+def test_runs_over_other_questions_are_not_averaged(zerosearch: Command, tmp_path: Path) -> None:
+    one = finished_run(tmp_path / "one", {"a": "yes", "b": "no"})
+    two = finished_run(tmp_path / "two", {"a": "no", "c": "yes"})
+    finished = zerosearch("view", one, two)
+    assert (finished.code, "cannot be averaged" in finished.err) == (2, True)

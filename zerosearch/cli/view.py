@@ -35,7 +35,10 @@ def view(runs: Annotated[list[Path], typer.Argument(help="Run folders; several a
                 [score_trajectory(Trajectory.from_json(row)) for row in folder.read_trajectories(system)]
                 for folder in folders
             ]
-            mean = mean.with_system(system, summarize_seeds(scored, {"runs": len(folders)}))
+            try:
+                mean = mean.with_system(system, summarize_seeds(scored, {"runs": len(folders)}))
+            except ValueError as error:
+                raise UserError(f"the runs cannot be averaged ({error}): give runs of one recipe") from error
     show_results(mean)
     if TRAINED in mean.systems:
         console.print(f"mean of {len(folders)} runs: {final_line(mean)}", markup=False, highlight=False)
