@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 SUPPORTED = frozenset({"llama", "qwen2", "qwen3"})
@@ -55,12 +57,16 @@ def grouped_attention(queries_QHD: Tensor, keys_GKD: Tensor, values_GKD: Tensor,
 
 
 def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
-    """Return the last hidden states (T, width), normalised, ready for the output layer."""
+    """Return the last hidden states (T, width), normalised, ready for the output layer.
+
+    A model with gradient checkpointing enabled computes each layer again in the backward pass.
+    """
     body = model.model
     x = body.embed_tokens(ids_T)
     cos, sin = body.rotary_emb(x[None], positions_T[None])
     cos, sin = cos[0].to(x.dtype), sin[0].to(x.dtype)
-    for index, layer in enumerate(body.layers):
+
+    def through(layer: "nn.Module", index: int, x: Tensor) -> Tensor:
         block = layer.self_attn
         y = layer.input_layernorm(x)
         queries = block.q_proj(y).view(len(y), -1, block.head_dim)
@@ -70,5 +76,9 @@ def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, 
             queries, keys = block.q_norm(queries), block.k_norm(keys)
         mixed = attention(index, rotate(queries, cos, sin), rotate(keys, cos, sin), values)
         x = x + block.o_proj(mixed.reshape(len(y), -1))
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    again = torch.is_grad_enabled() and model.is_gradient_checkpointing
+    for index, layer in enumerate(body.layers):
+        x = checkpoint(through, layer, index, x, use_reentrant=False) if again else through(layer, index, x)
     return body.norm(x)

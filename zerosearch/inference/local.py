@@ -11,7 +11,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,15 +26,20 @@ if TYPE_CHECKING:
 
 
 class Lane:
-    """The machine's one place for computing: samplers that share it take turns, the fuller batch first."""
+    """The machine's one place for computing: samplers that share it take turns, the fuller batch first.
 
-    def __init__(self) -> None:
+    deterministic: steps run in the event loop itself and hold it up, so that no timing decides which requests
+        a step takes in.
+    """
+
+    def __init__(self, deterministic: bool = False) -> None:
+        self._deterministic = deterministic
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
-        self._samplers: WeakSet[LocalSampler] = WeakSet()
+        self._samplers: WeakKeyDictionary[LocalSampler, None] = WeakKeyDictionary()  # in order of joining
         self._pump: asyncio.Task[None] | None = None
 
     def join(self, sampler: "LocalSampler") -> None:
-        self._samplers.add(sampler)
+        self._samplers[sampler] = None
 
     def wake(self) -> None:
         """Start stepping, in the running event loop, until no sampler has work."""
@@ -46,7 +51,10 @@ class Lane:
         while busy := [sampler for sampler in self._samplers if sampler.load]:
             sampler = max(busy, key=lambda sampler: sampler.load)
             try:
-                finished = await loop.run_in_executor(self._executor, sampler.step)
+                if self._deterministic:
+                    finished = sampler.step()
+                else:
+                    finished = await loop.run_in_executor(self._executor, sampler.step)
             except Exception as error:
                 sampler.fail(error)
                 continue
@@ -88,7 +96,11 @@ class LocalSampler:
     """
 
     prefill_tokens = 768
-    """At most so many prompt and observation tokens enter one step, so that decoding never waits long."""
+    """At most so many prompt and observation tokens enter one step, so that decoding never waits long; a longer
+    prompt enters alone."""
+
+    worth_waiting = 16
+    """A request waits for a slot that is about to know so many more of its first tokens than any slot knows."""
 
     def __init__(
         self,
@@ -105,12 +117,13 @@ class LocalSampler:
                 f"choose a model of type {', '.join(sorted(SUPPORTED))}"
             )
         self._source, self._dtype = model, dtype
-        self.model = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+        self.model = model if model.dtype == dtype else _converted(model, dtype)
         self.tokenizer = tokenizer
         self.length = length
         self.cache = SlotCache(model.config, slots, length, dtype, model.device)
         self._known = np.full((slots, length), -1, dtype=np.int64)
         self._known_length = np.zeros(slots, dtype=np.int64)
+        self._prompt_length = np.zeros(slots, dtype=np.int64)
         self._last_used = np.zeros(slots, dtype=np.int64)
         self._taken = np.zeros(slots, dtype=bool)
         self._clock = 0
@@ -147,6 +160,7 @@ class LocalSampler:
                 for mine, new in zip(self.model.parameters(), self._source.parameters(), strict=True):
                     mine.copy_(new)
         self._known_length[:] = 0
+        self._last_used[:] = 0
 
     def fail(self, error: Exception) -> None:
         """End every request with the error that a step raised."""
@@ -163,13 +177,13 @@ class LocalSampler:
         """Compute one token of every active request; return those that finished."""
         self._active = [active for active in self._active if self._wanted(active)]
         self._admit()
-        rows = sorted(self._active, key=self._missing)
+        rows = sorted(self._active, key=lambda active: self._missing(active) > 1)
         chunks: list[Chunk] = []
         batch: list[Active] = []
         budget = self.prefill_tokens
         for active in rows:
             missing = self._missing(active)
-            if missing > 1 and chunks and budget < missing:
+            if missing > 1 and budget < min(missing, self.prefill_tokens):
                 continue
             budget -= missing if missing > 1 else 0
             chunks.append(Chunk(active.slot, int(self._known_length[active.slot]), missing))
@@ -198,19 +212,27 @@ class LocalSampler:
         return len(active.request.token_ids) + len(active.sampled) - int(self._known_length[active.slot])
 
     def _admit(self) -> None:
-        """Give waiting requests a slot, reusing what any slot knows of their tokens."""
+        """Give waiting requests a slot, reusing what any slot knows of their tokens.
+
+        Where another request is about to compute much of the same beginning (the prompt of the same group), the
+        rest wait for it.
+        """
+        later: list[Active] = []
         while self._waiting and not self._taken.all():
             active = self._waiting.popleft()
             if active.future.cancelled():
                 continue
             ids = np.asarray(active.request.token_ids, dtype=np.int64)
             places = np.arange(len(ids))
-            same = (self._known[:, : len(ids)] == ids) & (places < self._known_length[:, None])
-            shared = np.where(same.all(1), len(ids), same.argmin(1))
+            equal = self._known[:, : len(ids)] == ids
             # The last token is computed again where all are known: its logits are needed.
-            shared = np.minimum(shared, len(ids) - 1)
+            shared = _leading(equal & (places < self._known_length[:, None])).clip(max=len(ids) - 1)
             source = int(shared.argmax())
             keep = int(shared[source])
+            soon = _leading(equal & (places < self._prompt_length[:, None]))[self._taken].max(initial=0)
+            if min(soon, len(ids) - 1) - keep >= self.worth_waiting:
+                later.append(active)
+                continue
             if (
                 not self._taken[source]
                 and self._known_length[source] <= len(ids)
@@ -225,10 +247,12 @@ class LocalSampler:
             self._clock += 1
             self._known[slot, : len(ids)] = ids
             self._known_length[slot] = keep
+            self._prompt_length[slot] = len(ids)
             self._last_used[slot] = self._clock
             self._taken[slot] = True
             active.slot = slot
             self._active.append(active)
+        self._waiting.extendleft(reversed(later))
 
     def _forward(self, batch: list[Active], chunks: list[Chunk]) -> torch.Tensor:
         ids, positions, last = [], [], []
@@ -281,6 +305,18 @@ class LocalSampler:
             if any(stop in tail for stop in request.stop):
                 return "stop"
         return "length" if len(active.sampled) >= request.max_tokens else None
+
+
+def _leading(true_SL: np.ndarray) -> np.ndarray:
+    """How many values at the start of each row are true."""
+    return np.where(true_SL.all(1), true_SL.shape[1], true_SL.argmin(1))
+
+
+def _converted(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
+    """Return a copy that computes in another type, except for the angles of positions, which need their digits."""
+    copied = copy.deepcopy(model).to(dtype)
+    copied.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
+    return copied
 
 
 def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
