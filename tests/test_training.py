@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def long_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny tokenizer spells most words, so its pages are long."""
-    monkeypatch.setattr("zerosearch.training.run.SIMULATOR_LENGTH", 1024)
+    monkeypatch.setattr("zerosearch.training.run.SIMULATOR_ROOM", 800)
 
 
 def recipe(model: Path, output: Path, *overrides: str) -> Recipe:

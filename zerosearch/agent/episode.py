@@ -73,7 +73,7 @@ class Agent:
                 f"the prompt of question '{question.id}' has {len(ids)} tokens and leaves no room for a turn of "
                 f"{self.settings.max_tokens_per_turn} within agent.max_length = {self.settings.max_length}: raise it"
             )
-        return Segment("prompt", self.tokenizer.decode(ids), tuple(ids))
+        return Segment("prompt", self.tokenizer.decode(ids, clean_up_tokenization_spaces=False), tuple(ids))
 
     async def episode(
         self,

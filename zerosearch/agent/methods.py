@@ -40,9 +40,9 @@ class ForcedAnswer:
             return free
         thought = text.split("<search>")[0].rstrip()
         start = encode_text(self._tokenizer, f"{thought}\n{ANSWER}" if thought else ANSWER)
+        if len(start) >= request.max_tokens:
+            start = encode_text(self._tokenizer, ANSWER)
         room = request.max_tokens - len(start)
-        if room < 1:
-            start, room = encode_text(self._tokenizer, ANSWER), request.max_tokens
         forced = await self._sampler.sample(
             replace(request, token_ids=[*request.token_ids, *start], max_tokens=room, stop=("</answer>",))
         )

@@ -38,6 +38,7 @@ async def run_benchmark(
 
     Raises:
         RunError: more than `failure_threshold` of the episodes ended because their search failed.
+        Whatever an episode raises; the others are then cancelled.
     """
     places = asyncio.Semaphore(concurrency)
     failed: list[Trajectory] = []
@@ -52,8 +53,11 @@ async def run_benchmark(
             progress(trajectory)
         return trajectory
 
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(one(question)) for question in questions]
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(one(question)) for question in questions]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
     return [task.result() for task in running]
 
 

@@ -6,14 +6,13 @@ prefix) run these same lines. Works on the modules of transformers' Llama, Qwen2
 adapters inside the linear layers work too.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 SUPPORTED = frozenset({"llama", "qwen2", "qwen3"})
@@ -66,7 +65,7 @@ def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, 
     cos, sin = body.rotary_emb(x[None], positions_T[None])
     cos, sin = cos[0].to(x.dtype), sin[0].to(x.dtype)
 
-    def through(layer: "nn.Module", index: int, x: Tensor) -> Tensor:
+    def through(layer: Any, index: int, x: Tensor) -> Tensor:
         block = layer.self_attn
         y = layer.input_layernorm(x)
         queries = block.q_proj(y).view(len(y), -1, block.head_dim)

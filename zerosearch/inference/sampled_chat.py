@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.sampler import Sampler, SamplingRequest
 from zerosearch.inference.tokens import encode_chat
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class SampledChat:
-    """Answers messages with what a sampler samples after them, in the model's chat template."""
+    """Answers messages with what a sampler samples after them, in the model's chat template.
+
+    Messages that are too long for the sampler are a failed call, as they would be for a server.
+    """
 
     def __init__(self, sampler: Sampler, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         self.name = name
@@ -19,15 +23,17 @@ class SampledChat:
         self._tokenizer = tokenizer
 
     async def chat(self, request: ChatRequest) -> str:
-        sample = await self._sampler.sample(
-            SamplingRequest(
-                token_ids=encode_chat(self._tokenizer, request.messages),
-                max_tokens=request.max_tokens,
-                stop=request.stop,
-                temperature=request.temperature,
-                seed=request.seed,
-            )
+        sampling = SamplingRequest(
+            token_ids=encode_chat(self._tokenizer, request.messages),
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            temperature=request.temperature,
+            seed=request.seed,
         )
+        try:
+            sample = await self._sampler.sample(sampling)
+        except UserError as error:
+            raise RunError(f"The chat model '{self.name}' cannot answer: {error}") from error
         text = str(
             self._tokenizer.decode(list(sample.token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )

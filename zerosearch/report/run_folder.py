@@ -52,13 +52,12 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): choose another folder") from error
         try:
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
-            folder.trajectories.mkdir(exist_ok=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path} cannot be made ({error.strerror}): choose another folder") from error
         write_atomically(folder.recipe, resolved_recipe)
         write_atomically(folder.versions, json.dumps(gather_versions(), indent=2) + "\n")
-        return folder
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":

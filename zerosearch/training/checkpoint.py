@@ -1,5 +1,6 @@
 """Checkpoints: everything that a run needs to go on, each written whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -114,7 +115,8 @@ def _whole(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            yield temporary
+            with _naming_full_disk():
+                yield temporary
             for path in temporary.rglob("*"):
                 if path.is_file():
                     with path.open("rb") as file:
@@ -124,3 +126,15 @@ def _whole(target: Path) -> Iterator[Path]:
             temporary.replace(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _naming_full_disk() -> Iterator[None]:
+    """Raise the OSError of a full disk where a library in Rust only says so."""
+    try:
+        yield
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if f"(os error {number})" in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise

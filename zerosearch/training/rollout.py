@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,17 +53,22 @@ async def run_groups(
 ) -> list[Group]:
     """Run the step's groups; where one shows no spread, run another question, `training.resample` times at most.
 
-    All groups that were run are returned, those without spread too.
+    All groups that were run are returned, those without spread too. A question that is drawn twice in a step goes on
+    with the numbers of its samples, so that its groups differ.
 
     Raises:
         RunError: more than `search.failure_threshold` of the episodes ended because their search failed.
     """
     training = recipe.training
     groups: list[Group] = []
+    samples: Counter[Question] = Counter()
     wanted, extra = training.questions_per_step, training.resample
     while wanted:
-        questions = [order.draw() for _ in range(wanted)]
-        drawn = await asyncio.gather(*[_run_group(agent, question, recipe, step, progress) for question in questions])
+        running = []
+        for question in [order.draw() for _ in range(wanted)]:
+            running.append(_run_group(agent, question, recipe, step, samples[question], progress))
+            samples[question] += training.samples_per_question
+        drawn = await asyncio.gather(*running)
         groups += drawn
         failed = [t for group in groups for t in group.trajectories if t.ending == "search_failed"]
         check_failures(failed, sum(len(group.trajectories) for group in groups), recipe.search.failure_threshold)
@@ -72,7 +78,12 @@ async def run_groups(
 
 
 async def _run_group(
-    agent: Agent, question: Question, recipe: Recipe, step: int, progress: Callable[[Trajectory], None] | None
+    agent: Agent,
+    question: Question,
+    recipe: Recipe,
+    step: int,
+    first_sample: int,
+    progress: Callable[[Trajectory], None] | None,
 ) -> Group:
     async def one(sample: int) -> Trajectory:
         trajectory = await agent.episode(question, sample, step)
@@ -80,6 +91,7 @@ async def _run_group(
             progress(trajectory)
         return trajectory
 
-    trajectories = await asyncio.gather(*[one(sample) for sample in range(recipe.training.samples_per_question)])
+    last_sample = first_sample + recipe.training.samples_per_question
+    trajectories = await asyncio.gather(*[one(sample) for sample in range(first_sample, last_sample)])
     rewards = tuple(reward(trajectory, recipe.reward.type) for trajectory in trajectories)
     return Group(tuple(trajectories), rewards)

@@ -1,9 +1,9 @@
 """What all stages of a run share: recipe, folder, models, engines, questions."""
 
 import gc
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
@@ -16,11 +16,12 @@ from zerosearch.data.world import build_world
 from zerosearch.inference.local import Lane, LocalSampler
 from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
 from zerosearch.inference.sampled_chat import SampledChat
+from zerosearch.inference.tokens import encode_chat
 from zerosearch.report.panel import Display
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import SearchEngine
+from zerosearch.search.engine import Noise, SearchEngine
 from zerosearch.simulation.schedule import CurriculumNoise, Schedule
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import Template, load_template
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from zerosearch.inference.chat import ChatModel
 
-SIMULATOR_LENGTH = 512
-"""Tokens that a simulator's prompt and page may have together, in this process."""
+SIMULATOR_ROOM = 192
+"""Tokens that the question and its answer may have in the prompt of a simulator in this process."""
 
 
 @dataclass
@@ -42,10 +43,12 @@ class Run:
     recipe: Recipe
     folder: RunFolder
     display: Display
-    lane: Lane = field(default_factory=Lane)
 
     def __post_init__(self) -> None:
-        torch.set_num_threads(self.recipe.training.threads or torch.get_num_threads())
+        training = self.recipe.training
+        torch.set_num_threads(training.threads or torch.get_num_threads())
+        torch.use_deterministic_algorithms(training.deterministic)
+        self.lane = Lane(training.deterministic)
         self.dtype = compute_dtype(self.recipe.model.dtype)
         self._policy: PreTrainedModel | None = None
 
@@ -148,7 +151,8 @@ class Run:
         tuned = self.folder.checkpoints / "simulator"
         name = str(tuned) if simulation.tuning.enabled else simulation.model
         tokenizer = load_tokenizer(name)
-        sampler = LocalSampler(
-            load_model(name), tokenizer, simulation.concurrency, SIMULATOR_LENGTH, self.lane, self.dtype
-        )
+        frames = [self.template.render("", "", "?", noise, self.recipe.search.k) for noise in get_args(Noise)]
+        frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
+        length = frame + SIMULATOR_ROOM + self.recipe.agent.max_tokens_per_turn + simulation.max_tokens
+        sampler = LocalSampler(load_model(name), tokenizer, simulation.concurrency, length, self.lane, self.dtype)
         return SampledChat(sampler, tokenizer, "simulator")

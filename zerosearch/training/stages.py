@@ -14,7 +14,7 @@ from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
 from zerosearch.inference.local import LocalSampler
-from zerosearch.inference.models import load_model
+from zerosearch.inference.models import load_model, load_tokenizer
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.report.console import open_console
 from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
@@ -53,7 +53,7 @@ def train(recipe: Recipe) -> None:
         if recipe.warm_start.enabled and recipe.evaluation.warm_start:
             evaluate_policy(run, WARM_START)
         trained = checkpoints(folder.checkpoints)
-        if not (trained and TRAINED in folder.read_results().systems):
+        if recipe.training.steps and not (trained and TRAINED in folder.read_results().systems):
             trainer.reinforce(run, start)
         evaluate_policy(run, TRAINED)
     report(run)
@@ -70,7 +70,9 @@ def stage_names(recipe: Recipe) -> list[str]:
         names.append("warm start")
         if recipe.evaluation.warm_start:
             names.append(f"evaluation {WARM_START}")
-    return [*names, trainer.STAGE, f"evaluation {TRAINED}"]
+    if recipe.training.steps:
+        names.append(trainer.STAGE)
+    return [*names, f"evaluation {TRAINED}"]
 
 
 def open_folder(recipe: Recipe) -> RunFolder:
@@ -100,9 +102,11 @@ def tune_simulator(run: Run) -> None:
     if recipe.search.type != "simulated" or not tuning.enabled or target.is_dir():
         return
     started = time.perf_counter()
+    run.folder.resume("simulator tuning", 0)
     run.display.stage("simulator tuning", -(-tuning.pages // tuning.batch_size) * tuning.epochs)
     pages = collect_pages(run.train_questions, run.teaching_engine, recipe.search.k, tuning.pages, recipe.seed)
-    trees = tuning_trees(pages, run.template, run.tokenizer, recipe.search.k)
+    tokenizer = load_tokenizer(recipe.simulation.model)
+    trees = tuning_trees(pages, run.template, tokenizer, recipe.search.k)
     model = load_model(recipe.simulation.model)
     settings = SupervisedSettings(
         tuning.epochs,
@@ -113,7 +117,7 @@ def tune_simulator(run: Run) -> None:
         dtype=run.dtype,
     )
     learn(model, trees, settings, lambda step, steps, loss: _learned(run, "simulator tuning", step, loss))
-    save_model(model, run.tokenizer, target)
+    save_model(model, tokenizer, target)
     run.folder.add_measurements(simulator_tuning_seconds=round(time.perf_counter() - started, 1))
 
 
@@ -126,6 +130,7 @@ def warm_start(run: Run) -> str:
     if not target.is_dir():
         started = time.perf_counter()
         steps = -(-settings.demonstrations // settings.batch_size) * settings.epochs
+        run.folder.resume("warm start", 0)
         run.display.stage("warm start", steps)
         shown = demonstrations(run)
         run.folder.write_trajectories("demonstrations", (trajectory.to_json() for trajectory in shown))

@@ -61,12 +61,11 @@ def reinforce(run: Run, start: str) -> None:
     sampler = run.sampler(policy, min(episodes, recipe.evaluation.batch), recipe.agent.max_length)
     engine = _engine(run)
     agent = run.agent(sampler, engine, run.settings(training=True))
-    real_calls = _real_calls(run)
     display.stage(STAGE, training.steps, state.step)
     for step in range(state.step + 1, training.steps + 1):
-        started = time.perf_counter()
+        started, real_calls = time.perf_counter(), _real_calls(run, engine)
         groups = asyncio.run(run_groups(agent, order, recipe, step))
-        sampled = time.perf_counter()
+        sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * min(1.0, step / max(1, training.warmup_steps))
         taught = lessons(groups, recipe)
@@ -77,6 +76,7 @@ def reinforce(run: Run, start: str) -> None:
             "rollout_seconds": sampled - started,
             "update_seconds": done - sampled,
             "tokens_per_second": _policy_tokens(groups) / (sampled - started),
+            "real_searches": real_searches,
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
         state = replace(state, step=step, position=order.position, seconds=state.seconds + done - started)
@@ -89,7 +89,8 @@ def reinforce(run: Run, start: str) -> None:
         if step == training.steps or (training.save_every and step % training.save_every == 0):
             save_checkpoint(folder.checkpoints, policy, run.tokenizer, optimizer, state, training.keep)
     folder.add_measurements(
-        reinforcement_seconds=round(state.seconds, 1), real_searches_in_training=_real_calls(run) - real_calls
+        reinforcement_seconds=round(state.seconds, 1),
+        real_searches_in_training=sum(row["real_searches"] for row in folder.metrics.rows(STAGE)),
     )
     del sampler, agent, engine, optimizer, reference
     gc.collect()
@@ -123,9 +124,10 @@ def _engine(run: Run) -> SearchEngine | None:
     return run.simulator() if kind == "simulated" else CountingEngine(BM25Engine(run.corpus, name="training"))
 
 
-def _real_calls(run: Run) -> int:
-    """Calls to the real engine of the test so far; asking does not make one."""
-    return int(run.real_engine.counters()[f"search/{run.real_engine.name}/calls"])
+def _real_calls(run: Run, engine: SearchEngine | None) -> int:
+    """Calls so far to real engines: that of the test, and that of training where it is one."""
+    real = [run.real_engine, *([engine] if isinstance(engine, CountingEngine) else [])]
+    return sum(int(each.counters()[f"search/{each.name}/calls"]) for each in real)
 
 
 def _policy_tokens(groups: Sequence[Group]) -> int:
