@@ -1,13 +1,18 @@
 """Small random models and tokenizers, made on the spot."""
 
+import json
+import os
+from functools import lru_cache
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -46,13 +51,28 @@ def tokenizer(family: str = "bytes") -> PreTrainedTokenizerFast:
     core.train_from_iterator(TEXT * 4, trainer)
     if family != "bytes":
         # The byte tokens are ordinary vocabulary, only the three others are special.
-        for token in extra[len(SPECIAL) :]:
-            assert core.token_to_id(token) is not None
+        written = json.loads(core.to_str())
+        written["added_tokens"] = [token for token in written["added_tokens"] if token["content"] in SPECIAL]
+        core = Tokenizer.from_str(json.dumps(written))
     made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<|im_end|>")
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     made.pad_token = "<|im_end|>"
     made.chat_template = CHAT_TEMPLATE
     return made
+
+
+@lru_cache
+def embedded_tokenizer() -> PreTrainedTokenizerBase:
+    """The embedded model's own tokenizer where it is on this machine already; nothing is fetched for a test."""
+    from transformers import AutoTokenizer
+
+    from zerosearch.inference.embedded import cache_folder
+
+    own = os.environ.get("ZEROSEARCH_MODEL")
+    places = [Path(own)] if own else sorted(cache_folder().glob("SmolLM2*/"))
+    if not any((place / "tokenizer.json").is_file() for place in places):
+        pytest.skip("the embedded model is not on this machine (see ZEROSEARCH_MODEL)")
+    return AutoTokenizer.from_pretrained(places[0])
 
 
 def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0) -> PreTrainedModel:
