@@ -1,0 +1,192 @@
+"""Packed scoring: the same numbers and gradients as each sequence alone, and nothing of unwanted tokens."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from zerosearch.inference.packed import Branch, Tree, micro_batches, score
+from zerosearch.inference.supervised import SupervisedSettings, learn
+
+TOKEN = st.integers(3, 300)
+BRANCH = (
+    st.lists(st.tuples(TOKEN, st.booleans()), min_size=1, max_size=9)
+    .filter(lambda pairs: any(wanted for _, wanted in pairs))
+    .map(lambda pairs: Branch([token for token, _ in pairs], [wanted for _, wanted in pairs]))
+)
+TREES = st.lists(
+    st.builds(Tree, st.lists(TOKEN, min_size=1, max_size=6), st.lists(BRANCH, min_size=1, max_size=4)),
+    min_size=1,
+    max_size=3,
+)
+FIXED = [
+    Tree([5, 6, 7], [Branch([8, 9, 10, 11], [True, True, False, True]), Branch([12, 13], [True, True])]),
+    Tree([20], [Branch([22, 23, 24], [True, False, True]), Branch([25], [True]), Branch([26, 27], [False, True])]),
+]
+MODELS = {architecture: tiny.model(architecture).double() for architecture in tiny.ARCHITECTURES}
+
+
+def alone(model: PreTrainedModel, trees: Sequence[Tree], temperature: float = 1.0) -> Iterator[torch.Tensor]:
+    """The distribution before each wanted token by transformers' own forward pass, one sequence at a time."""
+    for tree in trees:
+        for branch in tree.branches:
+            table = model(torch.tensor([[*tree.prefix, *branch.token_ids]])).logits[0] / temperature
+            for index, wanted in enumerate(branch.wanted):
+                if wanted:
+                    yield table[len(tree.prefix) + index - 1].log_softmax(-1)
+
+
+def wanted_tokens(trees: Sequence[Tree]) -> list[int]:
+    return [
+        token
+        for tree in trees
+        for branch in tree.branches
+        for token, wanted in zip(branch.token_ids, branch.wanted, strict=True)
+        if wanted
+    ]
+
+
+def gradients(model: PreTrainedModel) -> list[torch.Tensor]:
+    found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@settings(max_examples=15)
+@given(trees=TREES, temperature=st.sampled_from([1.0, 0.7]))
+def test_scores_are_those_of_each_sequence_alone(architecture: str, trees: list[Tree], temperature: float) -> None:
+    model = MODELS[architecture]
+    with torch.no_grad():
+        found = score(model, trees, temperature)
+        tables = torch.stack(list(alone(model, trees, temperature)))
+    expected = tables.gather(-1, torch.tensor(wanted_tokens(trees))[:, None])[:, 0]
+    assert torch.allclose(found.log_probs, expected, atol=1e-5)
+    assert torch.allclose(found.entropies, -(tables.exp() * tables).sum(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_gradients_are_those_of_each_sequence_alone(architecture: str) -> None:
+    model = MODELS[architecture]
+    weights = torch.linspace(-1, 1, len(wanted_tokens(FIXED)), dtype=torch.float64)
+    (score(model, FIXED).log_probs * weights).sum().backward()
+    found = gradients(model)
+    tables = torch.stack(list(alone(model, FIXED)))
+    (tables.gather(-1, torch.tensor(wanted_tokens(FIXED))[:, None])[:, 0] * weights).sum().backward()
+    for mine, expected in zip(found, gradients(model), strict=True):
+        assert torch.allclose(mine, expected, atol=1e-5 * (1 + expected.abs().max().item()))
+
+
+def test_only_wanted_tokens_reach_the_output_layer() -> None:
+    model = tiny.model()
+    seen: list[torch.Tensor] = []
+    model.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    score(model, FIXED)
+    assert [len(output) for output in seen] == [len(wanted_tokens(FIXED))]
+
+
+def test_a_token_that_nothing_wanted_follows_teaches_nothing_at_all() -> None:
+    model = tiny.model("qwen2-untied")
+
+    def learned(last: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tree = Tree([5, 6], [Branch([8, 9, last], [True, True, False]), Branch([10, 11], [True, True])])
+        loss = -score(model, [tree]).log_probs.sum()
+        loss.backward()
+        inputs = model.get_input_embeddings().weight.grad.clone()
+        outputs = model.lm_head.weight.grad.clone()
+        model.zero_grad(set_to_none=True)
+        return loss.detach(), inputs, outputs
+
+    (loss, inputs, outputs), (other_loss, other_inputs, other_outputs) = learned(400), learned(401)
+    assert torch.equal(loss, other_loss)
+    assert torch.equal(inputs, other_inputs) and torch.equal(outputs, other_outputs)
+    assert not inputs[400:402].any()
+
+
+def test_one_branch_does_not_see_another_nor_one_tree_the_next() -> None:
+    model = tiny.model("qwen3")
+    other = [
+        Tree(FIXED[0].prefix, [FIXED[0].branches[0], Branch([200, 201, 202], [True] * 3)]),
+        Tree([90, 91], [Branch([92], [True])]),
+    ]
+    with torch.no_grad():
+        assert torch.allclose(score(model, FIXED).log_probs[:3], score(model, other).log_probs[:3], atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(architecture: str) -> None:
+    model = tiny.model(architecture)
+
+    def learn_once() -> tuple[list[torch.Tensor], int]:
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            loss = -score(model, FIXED).log_probs.sum()
+        loss.backward()
+        return gradients(model), sum(kept)
+
+    plain, kept = learn_once()
+    model.gradient_checkpointing_enable()
+    model.train()
+    again, kept_less = learn_once()
+    assert kept_less < kept / 2
+    for mine, expected in zip(again, plain, strict=True):
+        assert torch.allclose(mine, expected, atol=1e-5 * (1 + expected.abs().max().item()))
+
+
+def test_products_in_another_type_leave_weights_and_scores_in_full() -> None:
+    model = tiny.model()
+    scores = score(model, FIXED, dtype=torch.bfloat16)
+    scores.log_probs.sum().backward()
+    assert scores.log_probs.dtype == torch.float32
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.allclose(scores.log_probs, score(model, FIXED).log_probs, atol=0.3)
+    assert not torch.equal(scores.log_probs, score(model, FIXED).log_probs)
+
+
+@given(TREES, st.integers(1, 60))
+def test_micro_batches_keep_order_and_limit(trees: list[Tree], limit: int) -> None:
+    batches = micro_batches(trees, limit)
+    assert [tree for batch in batches for tree in batch] == trees
+    for batch in batches:
+        assert len(batch) == 1 or sum(tree.tokens for tree in batch) <= limit
+    for batch, after in pairwise(batches):
+        assert sum(tree.tokens for tree in batch) + after[0].tokens > limit, "what fits together stays together"
+
+
+# Supervised learning
+
+
+def taught(**settings: object) -> tuple[PreTrainedModel, list[float]]:
+    model = tiny.model("qwen2-untied")
+    losses = learn(model, FIXED * 4, SupervisedSettings(**{"batch_size": 3, "learning_rate": 1e-3, **settings}))  # type: ignore[arg-type]
+    return model, losses
+
+
+def test_supervised_learning_is_the_same_however_it_is_split() -> None:
+    model, losses = taught(epochs=2, micro_batch_tokens=10_000)
+    other, other_losses = taught(epochs=2, micro_batch_tokens=1)
+    assert len(losses) == 6 and losses == pytest.approx(other_losses, rel=1e-4)
+    for mine, expected in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(mine, expected, atol=1e-4)
+
+
+def test_supervised_learning_lowers_the_loss_of_wanted_tokens_and_repeats() -> None:
+    before = -score(tiny.model("qwen2-untied"), FIXED).log_probs.mean().item()
+    model, losses = taught(epochs=10)
+    assert -score(model, FIXED).log_probs.mean().item() < before / 2
+    assert losses == taught(epochs=10)[1]
+    assert losses != taught(epochs=10, seed=1)[1]
+    assert not model.training
+
+
+def test_supervised_learning_stops_when_asked() -> None:
+    model, steps = tiny.model(), []
+    learn(
+        model, FIXED * 4, SupervisedSettings(batch_size=1), lambda step, *_: steps.append(step), lambda: len(steps) == 3
+    )
+    assert steps == [1, 2, 3]
