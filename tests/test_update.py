@@ -1,4 +1,7 @@
-"""Packed scoring, advantages and the loss: against independent computations, and the signs."""
+"""Advantages, the loss and the update: against independent computations, and the signs."""
+
+from dataclasses import replace
+from statistics import pstdev
 
 import numpy as np
 import pytest
@@ -6,156 +9,301 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from zerosearch.agent.trajectory import Segment, Trajectory
 from zerosearch.data import Question
-from zerosearch.inference.packed import Branch, Tree, score
-from zerosearch.training.advantages import advantages
+from zerosearch.errors import UserError
+from zerosearch.inference.packed import score
+from zerosearch.training.advantages import advantages, has_spread
 from zerosearch.training.loss import policy_loss
-from zerosearch.training.recipe import Algorithm
+from zerosearch.training.recipe import Algorithm, Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
-from zerosearch.training.update import lessons, update
+from zerosearch.training.update import Lesson, lessons, split, update
 
-TREES = [
-    Tree([5, 6, 7], [Branch([8, 9, 10, 11], [True, True, False, True]), Branch([12, 13], [True, True])]),
-    Tree([20, 21], [Branch([22, 23, 24], [True, False, True])]),
-]
-ALGORITHM = Algorithm(kl_coefficient=0.1)
 NUMBERS = st.lists(st.floats(-3, 3), min_size=1, max_size=12)
+REWARDS = st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6), min_size=1, max_size=5)
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_packed_scores_are_those_of_each_sequence_alone(architecture: str) -> None:
-    model = tiny.model(architecture)
-    found = score(model, TREES).log_probs
-    expected = []
-    for tree in TREES:
-        for branch in tree.branches:
-            ids = [*tree.prefix, *branch.token_ids]
-            table = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-            start = len(tree.prefix)
-            expected += [table[start + i - 1, t] for i, t in enumerate(branch.token_ids) if branch.wanted[i]]
-    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe("world", ["training.max_grad_norm=1e9", *overrides])
 
 
-def test_only_wanted_tokens_reach_the_output_layer() -> None:
-    model = tiny.model()
-    seen = []
-    model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    score(model, TREES)
-    assert seen == [sum(sum(branch.wanted) for tree in TREES for branch in tree.branches)]
+# Advantages
 
 
-def test_advantages() -> None:
-    rewards = [[1.0, 0.0, 0.5], [0.3, 0.3, 0.3]]
-    grpo = advantages(rewards, Algorithm(type="grpo"))
-    group = np.array(rewards[0])
-    assert grpo[0] == pytest.approx(list((group - group.mean()) / (group.std(ddof=1) + 1e-6)))
-    assert grpo[1] == [0.0, 0.0, 0.0]
-    assert advantages(rewards, Algorithm(type="grpo", normalize_std=False))[0] == pytest.approx([0.5, -0.5, 0.0])
+@given(REWARDS)
+def test_grpo_compares_within_the_group(rewards: list[list[float]]) -> None:
+    found = advantages(rewards, Algorithm(type="grpo"))
+    plain = advantages(rewards, Algorithm(type="grpo", normalize_std=False))
+    for values, unscaled, group in zip(found, plain, rewards, strict=True):
+        wanted = np.array(group) - np.mean(group)
+        if len(set(group)) == 1:
+            assert values == unscaled == [0.0] * len(group)
+            assert not has_spread(group)
+        else:
+            assert has_spread(group)
+            assert values == pytest.approx(wanted / (np.std(group, ddof=1) + 1e-6))
+            assert unscaled == pytest.approx(wanted)
+            assert pstdev(values) == pytest.approx(((len(group) - 1) / len(group)) ** 0.5, rel=1e-4)
+
+
+@given(REWARDS)
+def test_reinforce_subtracts_its_baseline(rewards: list[list[float]]) -> None:
+    everything = np.mean([reward for group in rewards for reward in group])
     assert advantages(rewards, Algorithm(type="reinforce")) == rewards
-    batch = np.mean(rewards)
-    assert advantages(rewards, Algorithm(type="reinforce", baseline="batch"))[1] == pytest.approx([0.3 - batch] * 3)
-    assert advantages(rewards, Algorithm(type="reinforce", baseline="group"))[0] == pytest.approx([0.5, -0.5, 0.0])
+    by_group = advantages(rewards, Algorithm(type="reinforce", baseline="group"))
+    by_batch = advantages(rewards, Algorithm(type="reinforce", baseline="batch"))
+    for group, of_group, of_batch in zip(rewards, by_group, by_batch, strict=True):
+        assert of_group == pytest.approx(np.array(group) - np.mean(group))
+        assert of_batch == pytest.approx(np.array(group) - everything)
 
 
-@given(NUMBERS, st.integers(0, 1000))
-def test_the_loss_is_the_textbook_one(now: list[float], seed: int) -> None:
+# The loss
+
+
+@given(NUMBERS, st.integers(0, 1000), st.floats(0, 0.9), st.floats(0, 2), st.floats(0, 1))
+def test_loss_and_gradient_are_the_textbook_ones(
+    now: list[float], seed: int, low: float, high: float, coefficient: float
+) -> None:
     generator = np.random.default_rng(seed)
     old, reference, advantage = (generator.normal(size=len(now)) for _ in range(3))
     new = np.array(now)
-    ratio = np.exp(new - old)
-    surrogate = np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
-    k3 = np.exp(reference - new) - (reference - new) - 1
+    algorithm = Algorithm(clip_low=low, clip_high=high, kl_coefficient=coefficient)
+    loss, slope, clipped = 0.0, [], 0
+    for n, o, r, a in zip(new, old, reference, advantage, strict=True):
+        ratio = np.exp(n - o)
+        outside = ratio > 1 + high if a > 0 else ratio < 1 - low
+        edge = (1 + high if a > 0 else 1 - low) if outside else ratio
+        loss += -edge * a + coefficient * (np.exp(r - n) - (r - n) - 1)
+        slope.append((0.0 if outside else -ratio * a) + coefficient * (1 - np.exp(r - n)))
+        clipped += bool(outside)
     tensors = [torch.tensor(values, dtype=torch.float64) for values in (new, old, advantage, reference)]
-    found = policy_loss(*tensors, ALGORITHM)
-    assert found.loss.item() == pytest.approx(float((-surrogate + 0.1 * k3).sum()), rel=1e-9, abs=1e-9)
-    assert found.kl >= -1e-9
+    tensors[0].requires_grad_()
+    found = policy_loss(*tensors, algorithm)
+    found.loss.backward()
+    assert found.loss.item() == pytest.approx(loss, rel=1e-9, abs=1e-9)
+    assert tensors[0].grad.numpy() == pytest.approx(np.array(slope), rel=1e-9, abs=1e-9)
+    assert found.clipped == clipped
+    assert found.kl == pytest.approx(float((np.exp(reference - new) - (reference - new) - 1).sum()), abs=1e-9)
+    assert found.ratio_deviation == pytest.approx(float(abs(np.exp(new - old) - 1).sum()), abs=1e-9)
+    without = policy_loss(*tensors[:3], None, algorithm)
+    assert without.kl == 0.0 and without.loss.item() == pytest.approx(loss - coefficient * found.kl, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "moves"),
+    [(1.0, 1.0, True), (1.3, 1.0, False), (0.5, 1.0, True), (0.7, -1.0, False), (1.3, -1.0, True)],
+)
+def test_the_clip_stops_what_went_far_enough_and_nothing_else(ratio: float, advantage: float, moves: bool) -> None:
+    log_prob = torch.tensor([np.log(ratio)], requires_grad=True)
+    policy_loss(log_prob, torch.zeros(1), torch.tensor([advantage]), None, Algorithm()).loss.backward()
+    assert bool(log_prob.grad.abs() > 0) is moves
 
 
 def test_the_pull_goes_towards_the_reference() -> None:
+    algorithm = Algorithm(kl_coefficient=0.1)
     reference = torch.log_softmax(torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64), -1)
     logits = torch.tensor([-2.0, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
 
-    def divergence() -> torch.Tensor:
+    def divergence() -> float:
         policy = logits.log_softmax(-1)
-        return (policy.exp() * (policy - reference)).sum()
+        return (policy.exp() * (policy - reference)).sum().item()
 
-    before = divergence().item()
-    for _ in range(200):
+    before = divergence()
+    for _ in range(400):
         policy = logits.log_softmax(-1)
-        draws = policy.detach().exp()
+        drawn = policy.detach()
         each = [
-            policy_loss(policy[i : i + 1], policy[i : i + 1].detach(), torch.zeros(1), reference[i : i + 1], ALGORITHM)
+            policy_loss(policy[i : i + 1], drawn[i : i + 1], torch.zeros(1), reference[i : i + 1], algorithm).loss
             for i in range(3)
         ]
-        # The expectation over draws, with the score term that sampling adds.
-        loss = sum(draws[i] * part.loss + draws[i] * part.loss.detach() * policy[i] for i, part in enumerate(each))
-        (gradient,) = torch.autograd.grad(loss, logits)
+        (gradient,) = torch.autograd.grad(sum(drawn[i].exp() * loss for i, loss in enumerate(each)), logits)
         with torch.no_grad():
-            logits -= 5 * gradient
-    assert divergence().item() < 0.05 * before
+            logits -= gradient
+        assert divergence() <= before + 1e-9
+    assert divergence() < 0.5 * before
 
 
-def group(rewards: list[float], lengths: list[int], question: str = "q") -> Group:
+# The update
+
+
+def group(rewards: list[float], lengths: list[int], question: str = "q", log_prob: float = -7.0) -> Group:
     made = []
     for sample, length in enumerate(lengths):
         ids = tuple(10 + (sample * 31 + place * 7) % 500 for place in range(length))
         segments = [
             Segment("prompt", "p", (5, 6, 7)),
-            Segment("policy", "t", ids, (-5.0,) * length),
+            Segment("policy", "t", ids, (log_prob,) * length),
             Segment("observation", "o", (8, 9)),
-            Segment("policy", "t", ids[:2], (-5.0,) * len(ids[:2])),
+            Segment("policy", "t", ids[:2], (log_prob,) * len(ids[:2])),
         ]
         made.append(Trajectory(Question(question, "?", ("x",), "d"), sample, segments=segments))
     return Group(tuple(made), tuple(rewards))
 
 
-def gradient(groups: list[Group], micro_batch_tokens: int) -> torch.Tensor:
-    recipe = load_recipe("world", [f"training.micro_batch_tokens={micro_batch_tokens}", "training.max_grad_norm=1e9"])
+GROUPS = [group([1.0, 0.0, 0.0, 1.0], [4, 9, 2, 6]), group([0.0, 1.0], [3, 12], "r")]
+
+
+def as_sampled(model: PreTrainedModel, taught: list[Lesson]) -> list[Lesson]:
+    """The lessons with the log-probabilities that the model itself gives."""
+    result = []
+    for lesson in taught:
+        with torch.no_grad():
+            values = iter(score(model, [lesson.tree]).log_probs.tolist())
+        result.append(replace(lesson, sampled=[[next(values) for _ in branch] for branch in lesson.sampled]))
+    return result
+
+
+def weights(model: PreTrainedModel) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def gradient(groups: list[Group], *overrides: str) -> torch.Tensor:
+    made = recipe(*overrides)
     model = tiny.model().double()
-    start = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    update(model, None, optimizer, lessons(groups, recipe), recipe)
-    return start - torch.cat([p.detach().flatten() for p in model.parameters()])
+    start = weights(model)
+    reference = tiny.model(seed=1).double() if made.algorithm.kl_coefficient else None
+    taught = as_sampled(model, lessons(groups, made))
+    update(model, reference, torch.optim.SGD(model.parameters(), lr=1.0), taught, made)
+    return start - weights(model)
 
 
-def test_the_gradient_does_not_depend_on_the_split() -> None:
+@pytest.mark.parametrize("coefficient", [0, 0.3])
+def test_every_token_weighs_the_same_however_the_batch_is_split(coefficient: float) -> None:
     # The norms of transformers compute in float32, so this is as exact as the gradient can be.
-    groups = [group([1.0, 0.0, 0.0, 1.0], [4, 9, 2, 6]), group([0.0, 1.0], [3, 12], "r")]
-    whole = gradient(groups, 10_000)
+    kl = f"algorithm.kl_coefficient={coefficient}"
+    whole = gradient(GROUPS, kl, "training.micro_batch_tokens=10000")
     assert whole.abs().max() > 0
     for limit in (1, 20, 45):
-        assert torch.allclose(gradient(groups, limit), whole, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
+        part = gradient(GROUPS, kl, f"training.micro_batch_tokens={limit}")
+        assert torch.allclose(part, whole, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
 
 
-def test_a_group_without_spread_teaches_nothing() -> None:
-    recipe = load_recipe("world")
-    assert lessons([group([0.5, 0.5], [3, 4])], recipe) == []
-    assert len(lessons([group([0.5, 0.5], [3, 4]), group([0.0, 1.0], [3, 4])], recipe)) == 1
+def test_the_gradient_is_the_mean_over_tokens_of_the_policy_gradient() -> None:
+    made = recipe("algorithm.type=reinforce")
+    rewards = [[1.0, 0.5], [0.25]]
+    groups = [group(rewards[0], [4, 9]), group(rewards[1], [3], "r")]
+    model = tiny.model().double()
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for one, values in zip(groups, rewards, strict=True):
+        for trajectory, reward in zip(one.trajectories, values, strict=True):
+            table = model(torch.tensor([trajectory.token_ids])).logits[0].log_softmax(-1)
+            for place, (token, own) in enumerate(zip(trajectory.token_ids, trajectory.loss_mask, strict=True)):
+                if own:
+                    total, tokens = total - reward * table[place - 1, token], tokens + 1
+    (total / tokens).backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    found = gradient(groups, "algorithm.type=reinforce")
+    assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
+    assert made.algorithm.kl_coefficient == 0
 
 
-@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 80))
+def test_a_lesson_is_split_between_branches_only(lengths: list[int], limit: int) -> None:
+    (lesson,) = lessons(
+        [group([float(n) for n in range(len(lengths))], lengths)], recipe("algorithm.type=reinforce")
+    ) or [None]
+    if lesson is None:
+        return
+    parts = list(split(lesson, limit))
+    assert [b for part in parts for b in part.tree.branches] == list(lesson.tree.branches)
+    assert [a for part in parts for a in part.advantages] == lesson.advantages
+    assert [s for part in parts for s in part.sampled] == lesson.sampled
+    assert all(part.tree.prefix == lesson.tree.prefix for part in parts)
+    assert all(len(part.tree.branches) == 1 or part.tree.tokens <= limit for part in parts)
+
+
+def test_a_lesson_holds_what_was_sampled_and_marks_observations() -> None:
+    (lesson,) = lessons([group([0.0, 1.0], [3, 4])], recipe())
+    assert lesson.tree.prefix == (5, 6, 7)
+    first = lesson.tree.branches[0]
+    assert list(first.token_ids) == [10, 17, 24, 8, 9, 10, 17]
+    assert list(first.wanted) == [True, True, True, False, False, True, True]
+    assert lesson.sampled == [[-7.0] * 5, [-7.0] * 6] and lesson.policy_tokens == 11
+
+
+def test_a_group_without_spread_teaches_nothing_but_keeps_near_the_reference() -> None:
+    flat, other = group([0.5, 0.5], [3, 4]), group([0.0, 1.0], [3, 4], "r")
+    assert lessons([flat], recipe()) == []
+    assert len(lessons([flat, other], recipe())) == 1
+    assert torch.equal(gradient([flat, other]), gradient([other]))
+    assert not gradient([flat]).any()
+    pulled = lessons([flat], recipe("algorithm.kl_coefficient=0.1"))
+    assert [lesson.advantages for lesson in pulled] == [[0.0, 0.0]]
+    assert gradient([flat], "algorithm.kl_coefficient=0.1").any()
+
+
+def test_text_without_its_tokens_is_refused() -> None:
+    one = group([0.0, 1.0], [3, 4])
+    bare = [replace(segment, log_probs=()) for segment in one.trajectories[0].segments]
+    trajectories = (replace(one.trajectories[0], segments=bare), one.trajectories[1])
+    with pytest.raises(UserError, match="holds text but not the sampled tokens"):
+        lessons([Group(trajectories, one.rewards)], recipe())
+
+
+@settings(max_examples=10)
 @given(st.integers(0, 100))
 def test_learning_raises_what_was_rewarded(seed: int) -> None:
-    recipe = load_recipe("world", ["training.micro_batch_tokens=64"])
+    made = recipe("training.micro_batch_tokens=64")
     model = tiny.model(seed=seed)
-    groups = [group([1.0, 0.0], [6, 6])]
-    trees = [lesson.tree for lesson in lessons(groups, recipe)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    taught = as_sampled(model, lessons([group([1.0, 0.0], [6, 6])], made))
 
     def gap() -> float:
         with torch.no_grad():
-            values = score(model, trees).log_probs
+            values = score(model, [taught[0].tree]).log_probs
         half = len(values) // 2
         return (values[:half].sum() - values[half:].sum()).item()
 
-    with torch.no_grad():
-        flat = score(model, trees).log_probs.tolist()
-    taught = lessons(groups, recipe)
-    half = len(flat) // 2
-    taught = [type(lesson)(lesson.tree, [flat[:half], flat[half:]], lesson.advantages) for lesson in taught]
     before = gap()
-    update(model, None, optimizer, taught, recipe)
+    figures = update(model, None, torch.optim.SGD(model.parameters(), lr=0.01), taught, made)
     assert gap() > before
+    assert figures["ratio_deviation"] == pytest.approx(0, abs=1e-4), "the first pass is where it was sampled"
+    assert figures["clip_fraction"] == figures["kl"] == 0 and figures["gradient_norm"] > 0
+    assert not model.training
+
+
+def test_a_policy_that_was_pushed_away_is_pulled_back() -> None:
+    made = recipe("algorithm.kl_coefficient=1.0")
+    model, reference = tiny.model(), tiny.model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    flat = lessons([group([0.5, 0.5, 0.5], [9, 7, 8])], made)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    divergences = [update(model, reference, optimizer, as_sampled(model, flat), made)["kl"] for _ in range(30)]
+    assert divergences[0] > 0.01 and divergences[-1] < 0.2 * divergences[0]
+    assert all(parameter.grad is None for parameter in reference.parameters())
+
+
+def test_mini_batches_and_passes_are_optimiser_steps() -> None:
+    class Counting(torch.optim.SGD):
+        steps = 0
+
+        def step(self, *arguments: object) -> None:  # type: ignore[override]
+            self.steps += 1
+            super().step()
+
+    for overrides, steps in (([], 1), (["algorithm.mini_batches=2"], 2), (["algorithm.epochs=3"], 3)):
+        made, model = recipe(*overrides), tiny.model()
+        optimizer = Counting(model.parameters(), lr=0.05)
+        figures = update(model, None, optimizer, as_sampled(model, lessons(GROUPS, made)), made)
+        assert optimizer.steps == steps
+        assert (figures["ratio_deviation"] > 1e-3) is (steps > 1), "later steps are away from where it was sampled"
+
+
+def test_the_gradient_is_cut_to_its_longest() -> None:
+    made, model = recipe("training.max_grad_norm=0.01"), tiny.model()
+    start = weights(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    figures = update(model, None, optimizer, as_sampled(model, lessons(GROUPS, made)), made)
+    assert figures["gradient_norm"] > 0.01
+    assert (start - weights(model)).norm().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_nothing_to_learn_moves_nothing() -> None:
+    model = tiny.model()
+    start = weights(model)
+    figures = update(model, None, torch.optim.SGD(model.parameters(), lr=1.0), [], recipe())
+    assert torch.equal(start, weights(model)) and not any(figures.values())
