@@ -1,0 +1,173 @@
+"""Checkpoints: whole or not there, the newest kept, and everything that a run needs to go on."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from zerosearch.errors import RunError
+from zerosearch.training import checkpoint
+from zerosearch.training.checkpoint import (
+    TrainingState,
+    checkpoints,
+    load_optimizer,
+    load_state,
+    save_checkpoint,
+    save_model,
+)
+
+TOKENS = tiny.tokenizer()
+
+
+def trained(steps: int = 3) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+    model = tiny.model("qwen2-untied")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    learn(model, optimizer, steps)
+    return model, optimizer
+
+
+def learn(model: PreTrainedModel, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    for _ in range(steps):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def save(folder: Path, step: int, keep: int = 1) -> Path:
+    return save_checkpoint(folder, *_parts(), TrainingState(step, 10 * step, 0.5), keep)
+
+
+def _parts() -> tuple[PreTrainedModel, object, torch.optim.Optimizer]:
+    model, optimizer = trained(1)
+    return model, TOKENS, optimizer
+
+
+def test_a_checkpoint_is_a_model_that_transformers_loads(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    made = save_checkpoint(tmp_path, model, TOKENS, optimizer, TrainingState(3, 24, 1.5), keep=1)
+    assert made == tmp_path / "step-000003" and checkpoints(tmp_path) == [made]
+    loaded = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    for mine, expected in zip(loaded.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, expected)
+    text = "<search> Alice é </search>"
+    assert AutoTokenizer.from_pretrained(made).encode(text) == TOKENS.encode(text)
+    assert AutoTokenizer.from_pretrained(made).chat_template == TOKENS.chat_template
+    assert load_state(made) == TrainingState(3, 24, 1.5)
+
+
+def test_training_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    made = save_checkpoint(tmp_path, model, TOKENS, optimizer, TrainingState(3), keep=1)
+    loaded = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    again = torch.optim.AdamW(loaded.parameters(), lr=1e-3, fused=True)
+    load_optimizer(made, loaded, again)
+    learn(model, optimizer, 3)
+    learn(loaded, again, 3)
+    for mine, expected in zip(loaded.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, expected)
+        assert {key: value.dtype for key, value in again.state[mine].items()} == {
+            key: value.dtype for key, value in optimizer.state[expected].items()
+        }
+
+
+def test_only_the_newest_are_kept_and_other_folders_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "warm-start").mkdir()
+    for step in (1, 2, 10, 9):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000009", "step-000010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000009", "step-000010", "warm-start"]
+
+
+def test_a_step_that_is_done_again_takes_the_old_ones_place(tmp_path: Path) -> None:
+    made = save(tmp_path, 1)
+    (made / "old").touch()
+    assert save(tmp_path, 1) == made and not (made / "old").exists()
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_space_in_rust(*_: object, **__: object) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["model", "tokenizer", "moments", "rename"])
+@pytest.mark.parametrize(
+    ("trouble", "seen"), [(no_space, RunError), (no_space_in_rust, RunError), (killed, KeyboardInterrupt)]
+)
+def test_trouble_while_writing_leaves_the_earlier_checkpoint_and_no_other(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    trouble: Callable[..., None],
+    seen: type[BaseException],
+) -> None:
+    earlier = save(tmp_path, 1)
+    before = {path.name: path.read_bytes() for path in earlier.iterdir()}
+    model, tokens, optimizer = _parts()
+    patched = {
+        "model": (type(model), "save_pretrained"),
+        "tokenizer": (type(TOKENS), "save_pretrained"),
+        "moments": (checkpoint, "save_file"),
+        "rename": (checkpoint.os, "replace"),
+    }[where]
+    if where == "rename" and trouble is no_space_in_rust:
+        trouble = no_space
+    with monkeypatch.context() as patch:
+        patch.setattr(*patched, trouble)
+        with pytest.raises(seen) as error:
+            save_checkpoint(tmp_path, model, tokens, optimizer, TrainingState(2), keep=1)
+    if seen is RunError:
+        assert str(tmp_path) in str(error.value) and "free some space" in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert {path.name: path.read_bytes() for path in earlier.iterdir()} == before
+    assert save(tmp_path, 2).is_dir()
+
+
+def test_what_a_killed_process_leaves_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
+    left = tmp_path / ".step-000002.tmp"
+    left.mkdir()
+    (left / "state.json").write_text("{}")
+    (tmp_path / "step-000003").mkdir()
+    assert checkpoints(tmp_path) == []
+    save(tmp_path, 2)
+    assert not left.exists()
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object, **__: object) -> None:
+        raise SafetensorError("header too large")
+
+    monkeypatch.setattr(checkpoint, "save_file", defect)
+    with pytest.raises(SafetensorError, match="header too large"):
+        save(tmp_path, 1)
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    made = save(tmp_path, 1)
+    for content in ("{", '{"step": 1, "age": 3}'):
+        (made / "state.json").write_text(content)
+        with pytest.raises(RunError, match=f"checkpoint {made} cannot be read"):
+            load_state(made)
+
+
+def test_a_model_folder_is_written_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(type(TOKENS), "save_pretrained", no_space)
+        with pytest.raises(RunError, match="free some space"):
+            save_model(tiny.model(), TOKENS, tmp_path / "warm-start")
+    assert list(tmp_path.iterdir()) == []
+    save_model(tiny.model(), TOKENS, tmp_path / "warm-start")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "warm-start")
