@@ -1,0 +1,177 @@
+"""Demonstrations and tuning pages: right, repeatable, as many as asked for, and of the training half only."""
+
+import asyncio
+from collections import Counter
+from functools import cache
+
+import pytest
+import tiny
+
+from zerosearch.agent.episode import EpisodeSettings
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data import Document, Hop, Question
+from zerosearch.data.text import normalize_answer
+from zerosearch.data.world import build_world
+from zerosearch.errors import UserError
+from zerosearch.evaluation.benchmark import score_trajectory
+from zerosearch.inference.tokens import encode_chat
+from zerosearch.search.bm25 import BM25Engine
+from zerosearch.simulation.quality import holds_answer
+from zerosearch.simulation.template import format_documents, load_template
+from zerosearch.simulation.tune import LabelledPage, collect_pages, tuning_trees
+from zerosearch.training.demonstrations import demonstrate, script, supervised_tree
+
+TOKENS = tiny.tokenizer()
+SETTINGS = EpisodeSettings(max_turns=3, max_tokens_per_turn=200, max_observation_tokens=600, max_length=6000)
+
+
+@cache
+def engine() -> BM25Engine:
+    return BM25Engine(build_world().train_passages)
+
+
+@cache
+def demonstrations(count: int = 64, seed: int = 0) -> list[Trajectory]:
+    return asyncio.run(demonstrate(build_world().train, engine(), TOKENS, SETTINGS, count, seed))
+
+
+@cache
+def pages(count: int = 80, seed: int = 0) -> list[LabelledPage]:
+    return collect_pages(build_world().train, engine(), 3, count, seed)
+
+
+def names_in(text: str) -> set[str]:
+    """The entities of the test half that a text names."""
+    words = f" {normalize_answer(text)} "
+    return {name for name in build_world().test_entities if f" {normalize_answer(name)} " in words}
+
+
+# Demonstrations
+
+
+@pytest.mark.parametrize("count", [1, 7, 64])
+def test_there_are_as_many_as_asked_for_and_no_question_twice(count: int) -> None:
+    made = demonstrations(count)
+    assert len(made) == len({trajectory.question.id for trajectory in made}) == count
+
+
+def test_they_name_nothing_of_the_test_half() -> None:
+    world = build_world()
+    assert names_in(world.test[0].text), "the check finds names where they are"
+    for trajectory in demonstrations():
+        assert trajectory.question in world.train
+        for segment in trajectory.segments:
+            assert not names_in(segment.text)
+
+
+def test_their_answers_are_right_and_shown_before() -> None:
+    for trajectory in demonstrations():
+        assert score_trajectory(trajectory).em == 1.0 and trajectory.ending == "answered"
+        assert trajectory.invalid_actions == trajectory.truncated_pages == 0
+        if trajectory.question.kind != "comparison":
+            assert trajectory.searches[-1].answer_shown
+
+
+def test_each_hop_is_searched_and_some_in_vain() -> None:
+    extra = Counter(len(t.searches) - len(t.question.hops) for t in demonstrations())
+    assert set(extra) == {0, 1}
+    assert 4 <= extra[1] <= 24, "about a fifth of them"
+    for trajectory in demonstrations():
+        seen = [segment.text for segment in trajectory.segments if segment.kind == "observation"]
+        for hop in trajectory.question.hops:
+            assert any(holds_answer([Document("", text)], hop.answers) for text in seen)
+
+
+def test_every_family_is_shown() -> None:
+    shown = {trajectory.question.family for trajectory in demonstrations()}
+    assert shown == {question.family for question in build_world().train}
+
+
+def test_they_are_the_same_each_time_and_others_for_another_seed() -> None:
+    again = asyncio.run(demonstrate(build_world().train, engine(), TOKENS, SETTINGS, 7, 0))
+    assert [t.token_ids for t in again] == [t.token_ids for t in demonstrations(7)]
+    other = {t.question.id for t in demonstrations(7, seed=1)}
+    assert other != {t.question.id for t in demonstrations(7)}
+
+
+def test_they_keep_to_the_budget_of_an_episode() -> None:
+    few = EpisodeSettings(1, 3, 200, 600, 6000)
+    made = asyncio.run(demonstrate(build_world().train, engine(), TOKENS, few, 10, 0))
+    assert {len(trajectory.searches) for trajectory in made} == {1}
+
+
+def test_what_cannot_be_shown_is_the_users_mistake() -> None:
+    bare = [
+        Question("1", "Who?", ("Alice",), "d"),
+        Question("2", "Who?", ("x",), "d", hops=(Hop("Nowhere", "it", ("x",)),)),
+    ]
+    with pytest.raises(UserError, match=r"only 0 of warm_start\.demonstrations = 3"):
+        asyncio.run(demonstrate(bare, engine(), TOKENS, SETTINGS, 3, 0))
+
+
+def test_a_script_looks_for_each_hop_and_then_answers() -> None:
+    corpus = [
+        Document("Silver Anchor", "Founder: Alice Turner."),
+        Document("Alice Turner", "Birthplace: Lagos."),
+        Document("Silver", "An anchor."),
+    ]
+    hops = (Hop("Silver Anchor", "founder", ("Alice Turner",)), Hop("Alice Turner", "birthplace", ("Lagos",)))
+    question = Question("1", "Where was the founder of Silver Anchor born?", ("Lagos",), "d", "two_hop", "f", hops)
+    found = script(question, BM25Engine(corpus), 1, in_vain=None)
+    assert found is not None
+    assert [turn.text.split("\n")[1] for turn in found] == [
+        "<search> Silver Anchor founder </search>",
+        "<search> Alice Turner birthplace </search>",
+        "<answer> Lagos </answer>",
+    ]
+    assert [turn.documents for turn in found] == [(corpus[0],), (corpus[1],), ()]
+    vain = script(question, BM25Engine(corpus), 1, in_vain=0)
+    assert vain is not None and [turn.documents for turn in vain][:2] == [(corpus[2],), (corpus[0],)]
+    assert script(question, BM25Engine(corpus[1:]), 1, in_vain=None) is None
+
+
+def test_supervised_learning_reads_the_episode_and_learns_what_the_policy_wrote() -> None:
+    for trajectory in demonstrations(7):
+        tree = supervised_tree(trajectory)
+        (branch,) = tree.branches
+        assert [*tree.prefix, *branch.token_ids] == trajectory.token_ids
+        assert [*([False] * len(tree.prefix)), *branch.wanted] == trajectory.loss_mask
+        learned = [token for token, wanted in zip(branch.token_ids, branch.wanted, strict=True) if wanted]
+        text = TOKENS.decode(learned, clean_up_tokenization_spaces=False)
+        assert text.count("<search>") == len(trajectory.searches) and "<information>" not in text
+
+
+# Pages for tuning a simulator
+
+
+def test_tuning_pages_name_nothing_of_the_test_half() -> None:
+    assert len(pages()) == 80
+    for page in pages():
+        assert not names_in(f"{page.query} {page.question.text} {page.answer} {format_documents(page.documents)}")
+
+
+def test_tuning_pages_are_labelled_by_what_they_hold() -> None:
+    labels = Counter(page.noise for page in pages())
+    assert min(labels.values()) >= 20, "about half of each"
+    for page in pages():
+        assert len(page.documents) == 3
+        assert holds_answer(page.documents, [page.answer]) is (page.noise == "useful")
+        assert any(page.answer in hop.answers for hop in page.question.hops)
+
+
+def test_tuning_pages_are_the_same_each_time_and_as_many_as_asked_for() -> None:
+    assert collect_pages(build_world().train, engine(), 3, 80, 0) == pages()
+    assert pages(80, seed=1) != pages()
+    with pytest.raises(UserError, match=r"simulation\.tuning\.pages = 5, but .* only 0 pages"):
+        collect_pages([Question("1", "Who?", ("Alice",), "d")], engine(), 3, 5, 0)
+
+
+def test_a_tuned_simulator_reads_the_prompt_that_it_will_be_asked_with_and_learns_the_page() -> None:
+    template = load_template("sft")
+    for page, tree in zip(pages(), tuning_trees(pages(), template, TOKENS, 3), strict=True):
+        messages = template.render(page.query, page.question.text, page.answer, page.noise, 3)
+        assert list(tree.prefix) == encode_chat(TOKENS, messages)
+        (branch,) = tree.branches
+        assert all(branch.wanted) and branch.token_ids[-1] == TOKENS.eos_token_id
+        text = TOKENS.decode(list(branch.token_ids[:-1]), clean_up_tokenization_spaces=False)
+        assert text == format_documents(page.documents)
