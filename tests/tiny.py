@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
@@ -97,9 +99,24 @@ def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0) -> 
     return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=architecture == "qwen2")).eval()
 
 
-def folder(path: Path) -> Path:
+def folder(path: Path, family: str = "bytes") -> Path:
     """Write a loadable model folder."""
-    tokens = tokenizer()
+    tokens = tokenizer(family)
     model(vocabulary=len(tokens)).save_pretrained(path)
     tokens.save_pretrained(path)
     return path
+
+
+def act_by_chance(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Make random policies search, answer and earn: by chance, but the same for the same tokens.
+
+    put: how to replace an attribute; a monkeypatch's setattr takes it back later.
+    """
+    from zerosearch.agent.protocol import Action, TagProtocol
+    from zerosearch.training import rollout
+
+    def parse(self: TagProtocol, turn: str) -> Action:
+        return Action("answer", "1931") if crc32(turn.encode()) % 3 == 0 else Action("search", "its founder")
+
+    put(TagProtocol, "parse", parse)
+    put(rollout, "reward", lambda trajectory, name: crc32(repr(trajectory.token_ids).encode()) % 4 / 4)
