@@ -1,20 +1,29 @@
-"""A whole run, end to end, with a model of two layers: every file, no real search in training, resume."""
+"""Whole runs, end to end, with a model of two layers: every file, no real search in training, resume, trouble."""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from zerosearch.cli.main import run as command
 from zerosearch.errors import RunError, UserError
+from zerosearch.report.panel import LineDisplay
+from zerosearch.training import checkpoint
 from zerosearch.training.checkpoint import checkpoints
-from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.stages import train
 
@@ -22,20 +31,23 @@ SMALL = [
     "data.test_limit=4",
     "simulation.tuning.pages=4",
     "simulation.max_tokens=24",
+    "simulation.noise.start=0.2",
+    "simulation.noise.end=0.8",
     "warm_start.demonstrations=4",
     "agent.max_turns=2",
-    "agent.max_tokens_per_turn=24",
-    "agent.max_length=1600",
-    "agent.max_observation_tokens=400",
+    "agent.max_tokens_per_turn=16",
+    "agent.max_length=1000",
+    "agent.max_observation_tokens=64",
     "training.steps=3",
     "training.questions_per_step=2",
-    "training.samples_per_question=2",
+    "training.samples_per_question=3",
     "training.save_every=1",
     "training.threads=1",
     "training.deterministic=true",
-    "algorithm.type=reinforce",
+    "training.learning_rate=1e-3",
     "evaluation.batch=4",
 ]
+ONLY_RL = ["evaluation.untrained=false", "warm_start.enabled=false", "simulation.tuning.enabled=false"]
 
 
 @pytest.fixture(scope="module")
@@ -44,102 +56,360 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def long_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny tokenizer spells most words, so its pages are long."""
-    monkeypatch.setattr("zerosearch.training.run.SIMULATOR_ROOM", 800)
+def lively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    tiny.act_by_chance(monkeypatch.setattr)
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
 
 
-def recipe(model: Path, output: Path, *overrides: str) -> Recipe:
-    own = [f"model.name={model}", f"simulation.model={model}", f"output={output}"]
-    return load_recipe("world", [*SMALL, *own, *overrides])
+def arguments(model: Path, output: Path, *overrides: str) -> list[str]:
+    return [*SMALL, f"model.name={model}", f"simulation.model={model}", f"output={output}", *overrides]
 
 
-def weights(run: Path) -> dict[str, bytes]:
-    (last,) = checkpoints(run / "checkpoints")
-    return {name: value.numpy().tobytes() for name, value in load_file(last / "model.safetensors").items()}
+def carry_out(model: Path, output: Path, *overrides: str) -> Path:
+    train(load_recipe("world", arguments(model, output, *overrides)))
+    return output
 
 
-def test_a_whole_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(recipe(model, tmp_path / "run"))
-    run = tmp_path / "run"
+def bits(run: Path) -> dict[str, bytes]:
+    last = checkpoints(run / "checkpoints")[-1]
+    tensors = {**load_file(last / "model.safetensors"), **load_file(last / "optimizer.safetensors")}
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The metrics without what the clock says."""
+    timed = ("time", "seconds", "per_second")
+    return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in lines(run / "metrics.jsonl")]
+
+
+def trajectories(run: Path, name: str = "reinforcement") -> list[dict[str, Any]]:
+    found = lines(run / "trajectories" / f"{name}.jsonl")
+    for row in found:
+        for search in row["searches"]:
+            del search["seconds"]
+    return found
+
+
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text())
+
+
+# Every kind of search
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run of every stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.act_by_chance(patch.setattr)
+        return carry_out(model, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_a_run_leaves_everything_that_it_found(whole: Path) -> None:
     for name in ("recipe.toml", "metrics.jsonl", "results.json", "versions.json", "examples.txt", "curve.png"):
-        assert (run / name).stat().st_size or name == "examples.txt"
-    results = json.loads((run / "results.json").read_text())
-    assert set(results["systems"]) == {"untrained", "after warm start", "after RL"}
-    assert results["measurements"]["real_searches_in_training"] == 0
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["stage"] == "reinforcement"]
+        assert (whole / name).stat().st_size, name
+    found = results(whole)
+    assert list(found["systems"]) == ["untrained", "after warm start", "after RL"]
+    for system in found["systems"].values():
+        assert system["all"]["n"] == 4 and system["conditions"]["engine"] == "bm25" and system["conditions"]["greedy"]
+    assert found["measurements"]["reinforcement_seconds"] > 0
+    (last,) = checkpoints(whole / "checkpoints")
+    assert last.name == "step-000003"
+    assert AutoModelForCausalLM.from_pretrained(last) and AutoTokenizer.from_pretrained(last)
+
+
+def test_training_learns_and_meets_the_simulator_only(whole: Path) -> None:
+    assert results(whole)["measurements"]["real_searches_in_training"] == 0
+    steps = [row for row in rows(whole) if row["stage"] == "reinforcement"]
     assert [row["step"] for row in steps] == [1, 2, 3]
-    assert all("reward" in row and "noise_scheduled" in row for row in steps)
-    assert len((run / "trajectories" / "reinforcement.jsonl").read_text().splitlines()) == 12
-    from transformers import AutoModelForCausalLM
+    assert all(row["simulator/pages"] > 0 and row["real_searches"] == 0 for row in steps)
+    assert all(row["simulator/errors"] == 0 for row in steps)
+    start = load_file(whole / "checkpoints" / "warm-start" / "model.safetensors")
+    after = load_file(checkpoints(whole / "checkpoints")[-1] / "model.safetensors")
+    assert any(not torch.equal(start[name], after[name]) for name in start)
+    assert all(row["ratio_deviation"] < 1e-3 for row in steps), "what is learned from is what was sampled"
 
-    AutoModelForCausalLM.from_pretrained(checkpoints(run / "checkpoints")[-1])
+
+def test_noise_is_logged_as_scheduled_and_as_it_came(whole: Path) -> None:
+    steps = [row for row in rows(whole) if row["stage"] == "reinforcement"]
+    for row, share in zip(steps, (1 / 3, 2 / 3, 1), strict=True):
+        assert row["noise_scheduled"] == pytest.approx(0.2 + (4**share - 1) / 3 * 0.6)
+        labels = [s["noise"] for t in trajectories(whole) if t["step"] == row["step"] for s in t["searches"]]
+        assert row["noise_realised"] == pytest.approx(labels.count("noisy") / len(labels))
+        assert row["simulator/pages"] == len(labels)
+
+
+def test_trajectories_are_kept_whole_with_their_rewards(whole: Path) -> None:
+    found = trajectories(whole)
+    assert len({(t["step"], t["question"]["id"], t["sample"]) for t in found}) == len(found) == 18
+    steps = [row for row in rows(whole) if row["stage"] == "reinforcement"]
+    for row in steps:
+        rewards = [t["reward"] for t in found if t["step"] == row["step"]]
+        assert row["reward"] == pytest.approx(sum(rewards) / 6)
+    for trajectory in found:
+        for segment in trajectory["segments"]:
+            own = segment["kind"] == "policy"
+            assert len(segment["log_probs"]) == (len(segment["token_ids"]) if own else 0)
+    assert len(trajectories(whole, "after RL")) == 4
+
+
+def test_a_run_is_repeated_to_the_bit(model: Path, whole: Path, tmp_path: Path) -> None:
+    few = ["evaluation.untrained=false", "evaluation.warm_start=false"]
+    again = carry_out(model, tmp_path / "again", *few)
+    assert bits(again) == bits(whole)
+    assert trajectories(again) == trajectories(whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("bm25", ["algorithm.kl_coefficient=0.01", "training.resample=2", "algorithm.epochs=2"]),
+        ("none", ["agent.max_turns=0", "algorithm.type=reinforce", "algorithm.baseline=batch"]),
+        (
+            "simulated",
+            ["simulation.mode=prompt", "training.gradient_checkpointing=true", "training.deterministic=false"],
+        ),
+    ],
+)
+def test_other_ways_to_search_and_to_learn(model: Path, tmp_path: Path, kind: str, more: list[str]) -> None:
+    run = carry_out(model, tmp_path / "run", f"search.type={kind}", "training.steps=2", *ONLY_RL, *more)
+    steps = rows(run)
+    searches = sum(len(t["searches"]) for t in trajectories(run))
+    assert (searches > 0) is (kind != "none")
+    assert results(run)["measurements"]["real_searches_in_training"] == (searches if kind == "bm25" else 0)
+    assert sum(row.get("simulator/errors", 0) for row in steps) == 0
+    assert "after RL" in results(run)["systems"]
+    assert any(row["gradient_norm"] > 0 for row in steps)
+    assert any(row["kl"] > 0 for row in steps) is (kind == "bm25")
+
+
+def test_no_steps_are_a_run_too(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = carry_out(model, tmp_path / "run", "training.steps=0", *ONLY_RL)
+    assert not checkpoints(run / "checkpoints") and "after RL" in results(run)["systems"]
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("real-search F1 = ")
-    with pytest.raises(UserError, match="already holds a run"):
-        train(recipe(model, run))
-    with pytest.raises(UserError, match="differs"):
-        train(recipe(model, run, "resume=true", "training.steps=9"))
 
 
-@pytest.mark.parametrize("kind", ["bm25", "none"])
-def test_the_compared_systems_run_too(model: Path, tmp_path: Path, kind: str) -> None:
-    turns = ["agent.max_turns=0", "warm_start.enabled=false"] if kind == "none" else []
-    few = ["training.steps=1", "evaluation.untrained=false", "simulation.tuning.enabled=false"]
-    train(recipe(model, tmp_path / kind, f"search.type={kind}", *few, *turns))
-    assert "after RL" in json.loads((tmp_path / kind / "results.json").read_text())["systems"]
+def test_a_tuned_simulator_keeps_its_own_tokenizer(model: Path, tmp_path: Path) -> None:
+    other = tiny.folder(tmp_path / "other", "metaspace")
+    more = ["evaluation.untrained=false", "warm_start.enabled=false", "training.steps=1"]
+    run = carry_out(model, tmp_path / "run", f"simulation.model={other}", *more)
+    text = "Doc 1(Title: Silver Anchor)"
+    tuned = AutoTokenizer.from_pretrained(run / "checkpoints" / "simulator").encode(text)
+    assert tuned == AutoTokenizer.from_pretrained(other).encode(text)
+    assert tuned != AutoTokenizer.from_pretrained(model).encode(text)
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# Going on
+
+
+def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ["evaluation.untrained=false", "evaluation.warm_start=false", "algorithm.baseline=none"]
-    train(recipe(model, tmp_path / "whole", *few))
-    from zerosearch.training import trainer
+    """Ctrl-C in every stage: each process gets as far as five updates of the display."""
+    shown = LineDisplay.update
+    left = 0
 
-    real, calls = trainer.update, []
-
-    def interrupted(*arguments: object) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == 3:
+    def impatient(self: LineDisplay, *given: Any, **figures: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        shown(self, *given, **figures)
+
+    monkeypatch.setattr(LineDisplay, "update", impatient)
+    interrupted = 0
+    for _ in range(20):
+        left = 5
+        try:
+            carry_out(model, tmp_path / "run", "resume=true")
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+    assert interrupted >= 3
+    run = tmp_path / "run"
+    assert bits(run) == bits(whole)
+    assert rows(run) == rows(whole)
+    assert trajectories(run) == trajectories(whole)
+    for name, system in results(run)["systems"].items():
+        assert system["all"] == results(whole)["systems"][name]["all"]
+    measured = results(run)["measurements"]
+    assert measured["real_searches_in_training"] == 0 and measured["reinforcement_seconds"] > 0
+
+
+def start(model: Path, output: Path, *overrides: str) -> "subprocess.Popen[str]":
+    """The command line in a process of its own, with the same random policy."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tiny; tiny.act_by_chance(); "
+        "from zerosearch.cli.main import run; run()"
+    )
+    given = [sys.executable, "-c", code, "train", "world", *arguments(model, output, *overrides)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_steps(process: "subprocess.Popen[str]", run: Path, steps: int) -> None:
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and process.poll() is None:
+        path = run / "metrics.jsonl"
+        if path.exists() and path.read_text().count('"reinforcement"') >= steps:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no step {steps}: {process.communicate(timeout=10)}")
+
+
+def test_ctrl_c_and_a_kill_lose_nothing(model: Path, tmp_path: Path) -> None:
+    long = [*ONLY_RL, "training.steps=9", "training.save_every=2", "data.test_limit=1"]
+    expected = carry_out(model, tmp_path / "unbroken", *long)
+    run = tmp_path / "run"
+
+    first = start(model, run, *long)
+    wait_for_steps(first, run, 3)
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    last_line = errors.strip().splitlines()[-1]
+    assert last_line.startswith("interrupted; resume with: zerosearch train world") and "resume=true" in last_line
+    assert "Traceback" not in errors
+
+    second = start(model, run, "resume=true", *long)
+    wait_for_steps(second, run, 6)
+    second.kill()
+    second.communicate(timeout=60)
+    assert len(rows(run)) < 9 and "after RL" not in (results(run) if (run / "results.json").exists() else {})
+
+    carry_out(model, run, "resume=true", *long)
+    assert bits(run) == bits(expected)
+    assert rows(run) == rows(expected)
+    assert trajectories(run) == trajectories(expected)
+
+
+def test_a_finished_run_is_neither_overwritten_nor_run_again(
+    model: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")}
+    with pytest.raises(UserError, match="already holds a run"):
+        carry_out(model, whole)
+    capsys.readouterr()
+    carry_out(model, whole, "resume=true", "report.examples=1")
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("real-search F1 = ")
+    assert {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("override", "section"),
+    [("training.steps=9", "training"), ("seed=1", "seed"), ("simulation.noise.end=0.1", "simulation")],
+)
+def test_a_run_goes_on_with_its_own_settings_only(model: Path, whole: Path, override: str, section: str) -> None:
+    with pytest.raises(UserError, match=f"holds a run whose '{section}' differs"):
+        carry_out(model, whole, "resume=true", override)
+
+
+# Trouble
+
+
+class Chat(BaseHTTPRequestHandler):
+    """A server that speaks as OpenAI's does, after a while."""
+
+    delay = 0.0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(self.delay)
+        message = {
+            "role": "assistant",
+            "content": "Doc 1(Title: A) Made in 1931.\nDoc 2(Title: B) x.\nDoc 3(Title: C) y.",
+        }
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def serve(port: int, delay: float) -> ThreadingHTTPServer:
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Slow", (Chat,), {"delay": delay}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"), [("away", "could not be reached"), ("slow", "gave no answer within 0.3 s")]
+)
+def test_a_server_in_trouble_ends_the_run_in_one_sentence_and_it_goes_on_later(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], trouble: str, sentence: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = serve(port, delay=2.0) if trouble == "slow" else None
+    remote = [f"simulation.url=http://127.0.0.1:{port}/v1", "simulation.retries=0", "simulation.timeout=0.3"]
+    given = ["train", "world", *arguments(model, tmp_path / "run", *ONLY_RL, *remote, "training.steps=1")]
+
+    with pytest.raises(SystemExit) as ended:
+        command(given)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err.strip()
+    assert sentence in said and f"127.0.0.1:{port}" in said and "search.failure_threshold = 0.1" in said
+    assert said.startswith("error: ") and "\n" not in said
+
+    if server:
+        server.shutdown()
+        server.server_close()
+    server = serve(port, delay=0.0)
+    with pytest.raises(SystemExit) as ended:
+        command([*given, "resume=true"])
+    server.shutdown()
+    server.server_close()
+    assert ended.value.code == 0, capsys.readouterr().err
+    (step,) = rows(tmp_path / "run")
+    assert step["simulator/pages"] > 0 and step["simulator/errors"] == 0
+    assert step["simulator/documents_delivered"] == 3 * step["simulator/pages"]
+
+
+def test_a_full_disk_ends_the_run_and_it_goes_on_later(
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["evaluation.untrained=false", "evaluation.warm_start=false"]
+    written = checkpoint.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-000002" in str(path):
+            raise OSError(28, "No space left on device")
+        written(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "update", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe(model, tmp_path / "broken", *few))
-    train(recipe(model, tmp_path / "broken", "resume=true", *few))
-    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(RunError, match="no space left"):
+            carry_out(model, tmp_path / "run", *few)
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000001"]
+    assert bits(carry_out(model, tmp_path / "run", "resume=true", *few)) == bits(whole)
 
 
-def test_a_server_that_is_away_ends_the_run_in_one_sentence(model: Path, tmp_path: Path) -> None:
-    server = ["simulation.url=http://127.0.0.1:9/v1", "simulation.retries=0", "simulation.tuning.enabled=false"]
-    few = ["evaluation.untrained=false", "warm_start.enabled=false", "search.failure_threshold=0"]
-    made = recipe(model, tmp_path / "run", *server, *few)
-
-    # The tiny model seldom searches by itself.
-    from zerosearch.agent.protocol import Action, TagProtocol
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TagProtocol, "parse", lambda self, turn: Action("search", "who"))
-        with pytest.raises(RunError, match=r"search\.failure_threshold") as error:
-            train(made)
-    assert "127.0.0.1:9" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_ctrl_c_exits_with_130_and_says_how_to_go_on(model: Path, tmp_path: Path) -> None:
-    overrides = [*SMALL, f"model.name={model}", f"simulation.model={model}", f"output={tmp_path / 'run'}"]
-    command = [sys.executable, "-m", "zerosearch", "train", "world", *overrides, "training.steps=500"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    folder, limit = tmp_path / "run" / "recipe.toml", time.monotonic() + 60
-    while not folder.exists() and time.monotonic() < limit:
-        time.sleep(0.1)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted; resume with: zerosearch train world" in errors
-    assert "Traceback" not in errors
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("model.name=./nowhere", "no model folder './nowhere'"),
+        ("data.train=missing.jsonl", "missing.jsonl"),
+        ("agent.max_length=120", "leaves no room"),
+        ("trainer=verl", "not available in this version"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(["train", "world", *arguments(model, tmp_path / "run", *ONLY_RL, override)])
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2 and sentence in said and "\n" not in said

@@ -115,7 +115,11 @@ def act_by_chance(put: Callable[[object, str, object], None] = setattr) -> None:
     from zerosearch.agent.protocol import Action, TagProtocol
     from zerosearch.training import rollout
 
+    understood = TagProtocol.parse
+
     def parse(self: TagProtocol, turn: str) -> Action:
+        if (action := understood(self, turn)).kind != "invalid":
+            return action
         return Action("answer", "1931") if crc32(turn.encode()) % 3 == 0 else Action("search", "its founder")
 
     put(TagProtocol, "parse", parse)
