@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_a_long_prompt_is_not_kept_waiting_by_short_ones() -> None:
     order: list[str] = []
 
     async def named(name: str, prompt: list[int]) -> None:
-        await which.sample(SamplingRequest(prompt, 4, seed=1))
+        await which.sample(SamplingRequest(prompt, 1, seed=1))
         order.append(name)
 
     async def all_of_them() -> None:
@@ -172,37 +173,30 @@ def test_samplers_on_one_lane_take_turns() -> None:
         assert [s.token_ids for s in found[place::2]] == [s.token_ids for s in expected]
 
 
-def test_a_deterministic_lane_gives_the_same_bits_however_busy_the_loop_is() -> None:
-    async def beside(which: LocalSampler, noise: bool) -> list[Sample]:
-        async def disturb() -> None:
-            for _ in range(100_000):
-                await asyncio.sleep(0)
+def test_a_deterministic_lane_takes_the_same_steps_however_long_they_take() -> None:
+    async def episode(which: LocalSampler, number: int) -> Sample:
+        first = await which.sample(SamplingRequest([*PROMPT, number], 3 + number % 4, seed=number))
+        for _ in range(40 * number):
+            await asyncio.sleep(0)
+        return await which.sample(SamplingRequest([*PROMPT, number, *first.token_ids, 8], 5, seed=number))
 
-        disturbing = asyncio.create_task(disturb()) if noise else None
+    async def episodes(which: LocalSampler) -> list[Sample]:
+        return await asyncio.gather(*[episode(which, number) for number in range(12)])
 
-        async def episode(number: int) -> list[Sample]:
-            first = await which.sample(SamplingRequest([*PROMPT, number], 3 + number % 4, seed=number))
-            second = await which.sample(SamplingRequest([*PROMPT, number, *first.token_ids, 8], 5, seed=number))
-            return [first, second]
-
-        found = await asyncio.gather(*[episode(number) for number in range(12)])
-        if disturbing:
-            disturbing.cancel()
-        return [sample for samples in found for sample in samples]
-
-    def steps(noise: bool) -> tuple[list[Sample], list[list[int]]]:
+    def steps(seconds: float) -> tuple[list[Sample], list[list[int]]]:
         which = sampler(slots=5, lane=Lane(deterministic=True))
         batches: list[list[int]] = []
         forward = which._forward
 
         def recording(batch: list, chunks: list) -> torch.Tensor:
+            time.sleep(seconds)
             batches.append([active.request.seed for active in batch])
             return forward(batch, chunks)
 
         which._forward = recording  # type: ignore[method-assign]
-        return asyncio.run(beside(which, noise)), batches
+        return asyncio.run(episodes(which)), batches
 
-    assert steps(noise=False) == steps(noise=False) == steps(noise=True)
+    assert steps(0) == steps(0.004)
 
 
 # Memory
@@ -311,6 +305,28 @@ def test_a_sample_ends_at_a_stop_string_whatever_its_tokens(family: str) -> None
         assert stop in text(cut.token_ids) and stop not in text(cut.token_ids[:-1])
         checked += 1
     assert checked
+
+
+@pytest.mark.parametrize("family", ["bytes", "metaspace"])
+def test_a_stop_string_is_found_in_single_bytes_and_among_halves_of_characters(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tiny.tokenizer(family)
+    which = LocalSampler(tiny.model(vocabulary=len(tokens)), tokens, slots=2, length=128)
+    pieces = ["日", "<", "/", "s", "é", "<", "/", *"search", " ", "</", *"search", ">", "x"]
+    written = [token for piece in pieces for token in tokens.encode(piece, add_special_tokens=False)]
+    written = [written[0], *written]  # half a character before a whole one
+    forward = which._forward
+
+    def forced(batch: list, chunks: list) -> torch.Tensor:
+        logits = forward(batch, chunks)
+        for row, active in enumerate(batch):
+            logits[row, written[len(active.sampled)]] = 1e6
+        return logits
+
+    monkeypatch.setattr(which, "_forward", forced)
+    (found,) = run(which, [SamplingRequest(PROMPT, 60, ("</search>", "</answer>"))])
+    assert found.stop_reason == "stop" and list(found.token_ids) == written[:-1]
 
 
 def test_a_stop_string_in_the_prompt_stops_nothing() -> None:
