@@ -23,7 +23,9 @@ from zerosearch.training.rollout import Group
 from zerosearch.training.update import Lesson, lessons, split, update
 
 NUMBERS = st.lists(st.floats(-3, 3), min_size=1, max_size=12)
-REWARDS = st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6), min_size=1, max_size=5)
+REWARDS = st.lists(
+    st.lists(st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.7, 1.0]), min_size=2, max_size=6), min_size=1, max_size=5
+)
 
 
 def recipe(*overrides: str) -> Recipe:
