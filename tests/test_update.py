@@ -51,6 +51,10 @@ def test_grpo_compares_within_the_group(rewards: list[list[float]]) -> None:
             assert pstdev(values) == pytest.approx(((len(group) - 1) / len(group)) ** 0.5, rel=1e-4)
 
 
+def test_rewards_that_differ_by_rounding_only_are_the_same() -> None:
+    assert advantages([[0.3, 0.1 + 0.2]], Algorithm(type="grpo")) == [[0.0, 0.0]]
+
+
 @given(REWARDS)
 def test_reinforce_subtracts_its_baseline(rewards: list[list[float]]) -> None:
     everything = np.mean([reward for group in rewards for reward in group])
