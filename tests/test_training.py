@@ -1,5 +1,6 @@
 """Whole runs, end to end, with a model of two layers: every file, no real search in training, resume, trouble."""
 
+import io
 import json
 import os
 import signal
@@ -20,11 +21,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerosearch.cli.main import run as command
+from zerosearch.data.world import build_world
 from zerosearch.errors import RunError, UserError
 from zerosearch.report.panel import LineDisplay
+from zerosearch.report.run_folder import RunFolder
 from zerosearch.training import checkpoint
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.run import Run
 from zerosearch.training.stages import train
 
 SMALL = [
@@ -204,6 +208,17 @@ def test_a_tuned_simulator_keeps_its_own_tokenizer(model: Path, tmp_path: Path) 
     tuned = AutoTokenizer.from_pretrained(run / "checkpoints" / "simulator").encode(text)
     assert tuned == AutoTokenizer.from_pretrained(other).encode(text)
     assert tuned != AutoTokenizer.from_pretrained(model).encode(text)
+
+
+def test_what_teaches_finds_nothing_of_the_test_half(model: Path, tmp_path: Path) -> None:
+    made = load_recipe("world", arguments(model, tmp_path / "run"))
+    run = Run(made, RunFolder.create(tmp_path / "run", ""), LineDisplay("", [], io.StringIO()))
+    world = build_world()
+    taught, tested = set(world.train_passages), set(world.passages) - set(world.train_passages)
+    for name in sorted(world.test_entities)[:200]:
+        found = set(run.teaching_engine.rank(name, 3))
+        assert found <= taught and not found & tested
+    assert all(question in world.train for question in run.train_questions)
 
 
 # Going on
