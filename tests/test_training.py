@@ -360,7 +360,7 @@ def serve(port: int, delay: float) -> ThreadingHTTPServer:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "sentence"), [("away", "could not be reached"), ("slow", "gave no answer within 0.3 s")]
+    ("trouble", "sentence"), [("away", "could not be reached"), ("slow", "gave no answer within 1 s")]
 )
 def test_a_server_in_trouble_ends_the_run_in_one_sentence_and_it_goes_on_later(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], trouble: str, sentence: str
@@ -368,8 +368,8 @@ def test_a_server_in_trouble_ends_the_run_in_one_sentence_and_it_goes_on_later(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = serve(port, delay=2.0) if trouble == "slow" else None
-    remote = [f"simulation.url=http://127.0.0.1:{port}/v1", "simulation.retries=0", "simulation.timeout=0.3"]
+    server = serve(port, delay=4.0) if trouble == "slow" else None
+    remote = [f"simulation.url=http://127.0.0.1:{port}/v1", "simulation.retries=0", "simulation.timeout=1"]
     given = ["train", "world", *arguments(model, tmp_path / "run", *ONLY_RL, *remote, "training.steps=1")]
 
     with pytest.raises(SystemExit) as ended:
