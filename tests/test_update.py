@@ -310,3 +310,17 @@ def test_nothing_to_learn_moves_nothing() -> None:
     start = weights(model)
     figures = update(model, None, torch.optim.SGD(model.parameters(), lr=1.0), [], recipe())
     assert torch.equal(start, weights(model)) and not any(figures.values())
+
+
+def test_an_episode_whose_search_failed_teaches_nothing() -> None:
+    recipe = load_recipe("world")
+    failing = group([1.0, 0.0, 0.0], [3, 4, 5])
+    failing.trajectories[1].ending = "search_failed"
+    (lesson,) = lessons([failing], recipe)
+    (expected,) = lessons([Group(failing.trajectories[::2], failing.rewards[::2])], recipe)
+    assert lesson == expected
+    for trajectory in failing.trajectories:
+        trajectory.ending = "search_failed"
+    assert lessons([failing], recipe) == []
+    failing.trajectories[0].ending = "answered"
+    assert lessons([failing], recipe) == []

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal
 
 from zerosearch.agent.protocol import AgentProtocol, TagProtocol
 from zerosearch.agent.trajectory import Search, Segment, Trajectory
 from zerosearch.data import Question
+from zerosearch.draws import seed_for
 from zerosearch.errors import UserError
 from zerosearch.inference.sampler import Sample, Sampler, SamplingRequest
 from zerosearch.inference.tokens import encode_chat, encode_text
@@ -35,11 +35,6 @@ class EpisodeSettings:
     temperature: float = 1.0
     prompt: Literal["chat", "completion"] = "chat"
     seed: int = 0
-
-
-def draw_seed(*parts: object) -> int:
-    """Return 63 bits that depend on all parts and on nothing else."""
-    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Agent:
@@ -123,7 +118,7 @@ class Agent:
     async def _turn(self, trajectory: Trajectory, turn: int) -> Sample:
         settings, question = self.settings, trajectory.question
         ids = trajectory.token_ids
-        seed = draw_seed(settings.seed, question.data_set, question.id, trajectory.sample, turn, trajectory.step)
+        seed = seed_for(settings.seed, "turn", question.data_set, question.id, trajectory.sample, turn, trajectory.step)
         room = settings.max_length - len(ids)
         return await self.sampler.sample(
             SamplingRequest(

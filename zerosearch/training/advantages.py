@@ -22,9 +22,12 @@ def advantages(rewards: Sequence[Sequence[float]], algorithm: Algorithm) -> list
         return [[reward - baseline(group) for reward in group] for group in rewards]
     result = []
     for group in rewards:
+        if not has_spread(group):
+            result.append([0.0] * len(group))
+            continue
         mean = fmean(group)
         scale = stdev(group) + STD_FLOOR if algorithm.normalize_std else 1.0
-        result.append([(reward - mean) / scale if has_spread(group) else 0.0 for reward in group])
+        result.append([(reward - mean) / scale for reward in group])
     return result
 
 

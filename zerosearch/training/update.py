@@ -35,12 +35,15 @@ class Lesson:
 def lessons(groups: Sequence[Group], recipe: Recipe) -> list[Lesson]:
     """Return the groups' lessons; without a pull to the reference, episodes of advantage zero are left out.
 
+    An episode whose search failed is no lesson: a broken engine says nothing about the policy.
+
     Raises:
         UserError: a trajectory lacks the tokens that were sampled.
     """
     result = []
-    values = advantages([group.rewards for group in groups], recipe.algorithm)
-    for group, of_group in zip(groups, values, strict=True):
+    whole = [group for group in map(_without_failures, groups) if group.trajectories]
+    values = advantages([group.rewards for group in whole], recipe.algorithm) if whole else []
+    for group, of_group in zip(whole, values, strict=True):
         prompt = group.trajectories[0].segments[0].token_ids
         branches, sampled, kept = [], [], []
         for trajectory, advantage in zip(group.trajectories, of_group, strict=True):
@@ -55,6 +58,15 @@ def lessons(groups: Sequence[Group], recipe: Recipe) -> list[Lesson]:
         if branches:
             result.append(Lesson(Tree(prompt, branches), sampled, kept))
     return result
+
+
+def _without_failures(group: Group) -> Group:
+    kept = [
+        (trajectory, reward)
+        for trajectory, reward in zip(group.trajectories, group.rewards, strict=True)
+        if trajectory.ending != "search_failed"
+    ]
+    return Group(tuple(trajectory for trajectory, _ in kept), tuple(reward for _, reward in kept))
 
 
 def split(lesson: Lesson, limit: int) -> Iterator[Lesson]:
