@@ -55,6 +55,22 @@ def test_every_round_asks_each_question_once_in_an_order_that_can_be_resumed(see
     assert resumed.position == 60
 
 
+@given(st.integers(0, 20), st.lists(st.integers(1, 12), min_size=1, max_size=5))
+def test_every_part_of_a_round_holds_each_family_by_its_share(seed: int, sizes: list[int]) -> None:
+    questions = [
+        Question(f"{family} {n}", "Who?", ("Alice",), "d", kind="one_hop", family=str(family))
+        for family, size in enumerate(sizes)
+        for n in range(size)
+    ]
+    order = QuestionOrder(questions, seed)
+    drawn = [order.draw().family for _ in questions]
+    for count in range(len(questions)):
+        asked = [drawn[:count].count(str(family)) / size for family, size in enumerate(sizes)]
+        for one, share in zip(sizes, asked, strict=True):
+            for other, other_share in zip(sizes, asked, strict=True):
+                assert abs(share - other_share) <= 1 / one + 1 / other
+
+
 def test_a_group_is_the_samples_of_one_question_in_order() -> None:
     player = Player()
     groups = run(player, QuestionOrder(QUESTIONS, 0), recipe())

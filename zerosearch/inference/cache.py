@@ -22,20 +22,45 @@ class Chunk:
 
 
 class SlotCache:
-    """Memory of shape (layers, slots, groups, length, width) for keys and for values."""
+    """Keys and values of each layer, of shape (slots, groups, room, width).
 
-    def __init__(self, config: "PretrainedConfig", slots: int, length: int, dtype: torch.dtype, device: torch.device):
-        groups = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, slots, groups, length, width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.slots, self.length = slots, length
+    The room, the tokens that a slot can hold, grows with the longest sequence: what attention reads is then dense,
+    which products on CPU ask for (they copy a part of a larger memory before they multiply it).
+    """
+
+    block = 64
+    """The room is a multiple of this."""
+
+    def __init__(self, config: "PretrainedConfig", slots: int, dtype: torch.dtype, device: torch.device):
+        self.groups = config.num_key_value_heads
+        self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._layers, self._dtype, self._device = config.num_hidden_layers, dtype, device
+        self.slots = slots
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything and take as little memory as at first."""
+        self.room = 0
+        self.keys = [self._memory(0) for _ in range(self._layers)]
+        self.values = [self._memory(0) for _ in range(self._layers)]
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens in every slot; what the slots hold stays."""
+        if length <= self.room:
+            return
+        held, self.room = self.room, -(-length // self.block) * self.block
+        for memory in (self.keys, self.values):
+            for layer, old in enumerate(memory):
+                memory[layer] = self._memory(self.room)
+                memory[layer][:, :, :held] = old
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give `target` the first `length` tokens of `source`."""
-        for memory in (self.keys, self.values):
-            memory[:, target, :, :length] = memory[:, source, :, :length]
+        for memory in (*self.keys, *self.values):
+            memory[target, :, :length] = memory[source, :, :length]
+
+    def _memory(self, room: int) -> Tensor:
+        return torch.zeros((self.slots, self.groups, room, self._width), dtype=self._dtype, device=self._device)
 
 
 class CacheAttention:
@@ -46,29 +71,31 @@ class CacheAttention:
     """
 
     def __init__(self, cache: SlotCache, chunks: list[Chunk]):
-        device = cache.keys.device
+        cache.reserve(max(chunk.start + chunk.length for chunk in chunks))
+        device, dtype = cache.keys[0].device, cache.keys[0].dtype
         self.cache = cache
         self.single = [chunk for chunk in chunks if chunk.length == 1]
         self.long = [chunk for chunk in chunks if chunk.length > 1]
         assert chunks == self.single + self.long, "single tokens come first"
         if self.single:
             self.slots = torch.tensor([chunk.slot for chunk in self.single], device=device)
-            self.places = torch.tensor([chunk.start for chunk in self.single], device=device)
+            places = torch.tensor([chunk.start for chunk in self.single], device=device)
             self.high = max(chunk.slot for chunk in self.single) + 1
-            self.total = max(chunk.start for chunk in self.single) + 1
             ends = torch.zeros(self.high, dtype=torch.long, device=device)
-            ends[self.slots] = self.places
-            hidden = torch.arange(self.total, device=device)[None] > ends[:, None]
-            self.bias = torch.zeros(hidden.shape, dtype=cache.keys.dtype, device=device)
+            ends[self.slots] = places
+            hidden = torch.arange(cache.room, device=device)[None] > ends[:, None]
+            self.bias = torch.zeros(hidden.shape, dtype=dtype, device=device)
             self.bias.masked_fill_(hidden, float("-inf"))
+            rows = self.slots[:, None] * cache.groups + torch.arange(cache.groups, device=device)
+            self.rows = (rows * cache.room + places[:, None]).flatten()
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         parts = []
         count = len(self.single)
         if count:
-            keys[self.slots, :, self.places] = keys_TGD[:count]
-            values[self.slots, :, self.places] = values_TGD[:count]
+            for memory, new in ((keys, keys_TGD), (values, values_TGD)):
+                memory.flatten(0, 2).index_copy_(0, self.rows, new[:count].flatten(0, 1))
             parts.append(self._mix_single(keys, values, queries_THD[:count]))
         for chunk in self.long:
             end = chunk.start + chunk.length
@@ -86,8 +113,7 @@ class CacheAttention:
         queries = queries_BHD.new_zeros(self.high, heads, width)
         queries[self.slots] = queries_BHD * width**-0.5
         queries = queries.view(self.high * groups, heads // groups, width)
-        keys = keys_SGLD[: self.high].flatten(0, 1)[:, : self.total]
-        values = values_SGLD[: self.high].flatten(0, 1)[:, : self.total]
-        scores = torch.bmm(queries, keys.transpose(1, 2)).view(self.high, heads, self.total)
-        weights = (scores + self.bias[:, None]).softmax(-1).view(self.high * groups, -1, self.total)
+        keys, values = keys_SGLD[: self.high].flatten(0, 1), values_SGLD[: self.high].flatten(0, 1)
+        scores = torch.bmm(queries, keys.transpose(1, 2)).view(self.high, heads, -1)
+        weights = (scores + self.bias[:, None]).softmax(-1).view(self.high * groups, heads // groups, -1)
         return torch.bmm(weights, values).view(self.high, heads, width)[self.slots]

@@ -41,6 +41,11 @@ class Lane:
     def join(self, sampler: "LocalSampler") -> None:
         self._samplers[sampler] = None
 
+    def forget(self) -> None:
+        """Let the samplers forget what they hold, so that what follows depends on nothing before."""
+        for sampler in self._samplers:
+            sampler.forget()
+
     def wake(self) -> None:
         """Start stepping, in the running event loop, until no sampler has work."""
         if self._pump is None or self._pump.done():
@@ -88,6 +93,27 @@ def uniform_draws(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return (z >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
+def inverse_sample(probs_BV: torch.Tensor, draws_B: torch.Tensor) -> torch.Tensor:
+    """Return the first token of each row at which the cumulative probability exceeds the draw, of shape (B,).
+
+    Sums run over blocks of tokens first and then, in float64, over the blocks and inside one, so that the whole
+    vocabulary is read once. A token of probability zero is never chosen.
+    """
+    size = 256
+    blocks_BNK = torch.nn.functional.pad(probs_BV, (0, -probs_BV.shape[-1] % size)).unflatten(-1, (-1, size))
+    sums_BN = blocks_BNK.sum(-1).double()
+    ends_BN = sums_BN.cumsum(-1)
+    targets_B1 = (draws_B * ends_BN[:, -1])[:, None]
+    block_B1 = torch.searchsorted(ends_BN, targets_B1, right=True).clamp_max(ends_BN.shape[-1] - 1)
+    rows = torch.arange(len(probs_BV), device=probs_BV.device)
+    chosen_BK = blocks_BNK[rows, block_B1[:, 0]].double()
+    before_B1 = (ends_BN - sums_BN).gather(-1, block_B1)
+    inside_B1 = torch.searchsorted(chosen_BK.cumsum(-1), targets_B1 - before_B1, right=True)
+    # Where rounding runs past the block's end, its last possible token.
+    last_B1 = size - 1 - (chosen_BK > 0).flip(-1).int().argmax(-1, keepdim=True)
+    return (block_B1 * size + torch.minimum(inside_B1, last_B1))[:, 0]
+
+
 class LocalSampler:
     """Continues token ids with a transformers model.
 
@@ -120,7 +146,7 @@ class LocalSampler:
         self.model = model if model.dtype == dtype else _converted(model, dtype)
         self.tokenizer = tokenizer
         self.length = length
-        self.cache = SlotCache(model.config, slots, length, dtype, model.device)
+        self.cache = SlotCache(model.config, slots, dtype, model.device)
         self._known = np.full((slots, length), -1, dtype=np.int64)
         self._known_length = np.zeros(slots, dtype=np.int64)
         self._prompt_length = np.zeros(slots, dtype=np.int64)
@@ -159,8 +185,13 @@ class LocalSampler:
             with torch.no_grad():
                 for mine, new in zip(self.model.parameters(), self._source.parameters(), strict=True):
                     mine.copy_(new)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all keys and values. Not while a request is under way."""
         self._known_length[:] = 0
         self._last_used[:] = 0
+        self.cache.clear()
 
     def fail(self, error: Exception) -> None:
         """End every request with the error that a step raised."""
@@ -170,7 +201,7 @@ class LocalSampler:
         self._active.clear()
         self._waiting.clear()
         self._taken[:] = False
-        self._known_length[:] = 0
+        self.forget()
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Active, StopReason]]:
@@ -275,19 +306,19 @@ class LocalSampler:
         return self.model.lm_head(hidden[ends]).float()
 
     def _draw(self, batch: list[Active], logits_BV: torch.Tensor) -> None:
-        temperatures = torch.tensor([active.request.temperature for active in batch], device=logits_BV.device)
+        device = logits_BV.device
+        temperatures = torch.tensor([active.request.temperature for active in batch], device=device)
         greedy = temperatures == 0
-        scaled = logits_BV / torch.where(greedy, 1.0, temperatures)[:, None]
-        log_probs = torch.log_softmax(scaled, dim=-1)
-        tokens = log_probs.argmax(-1)
-        if not bool(greedy.all()):
+        probs = torch.softmax(logits_BV.div_(torch.where(greedy, 1.0, temperatures)[:, None]), dim=-1)
+        if bool(greedy.all()):
+            tokens = probs.argmax(-1)
+        else:
             seeds = np.array([active.request.seed & (2**64 - 1) for active in batch], dtype=np.uint64)
             positions = np.array([len(active.sampled) for active in batch], dtype=np.uint64)
-            draws = torch.from_numpy(uniform_draws(seeds, positions)).to(logits_BV.device)
-            cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
-            drawn = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
-            tokens = torch.where(greedy, tokens, drawn.clamp_max(logits_BV.shape[-1] - 1))
-        chosen = log_probs.gather(-1, tokens[:, None])[:, 0]
+            tokens = inverse_sample(probs, torch.from_numpy(uniform_draws(seeds, positions)).to(device))
+            if bool(greedy.any()):
+                tokens = torch.where(greedy, probs.argmax(-1), tokens)
+        chosen = probs.gather(-1, tokens[:, None])[:, 0].log()
         for active, token, log_prob in zip(batch, tokens.tolist(), chosen.tolist(), strict=True):
             place = len(active.request.token_ids) + len(active.sampled)
             self._known[active.slot, place] = token

@@ -24,24 +24,36 @@ class Group:
 
 
 class QuestionOrder:
-    """Goes through the questions again and again, each time in another order.
+    """Goes through the questions again and again, each time in another order, its families spread evenly over it.
 
+    A step of few questions then holds the kinds in the same shares as the next one, and their rewards compare.
     `position`, the number of questions drawn so far, and the seed determine all that follows.
     """
 
     def __init__(self, questions: Sequence[Question], seed: int, position: int = 0):
         self._questions, self._seed, self.position = list(questions), seed, position
         self._round = -1
-        self._order: list[int] = []
+        self._order: list[Question] = []
 
     def draw(self) -> Question:
         size = len(self._questions)
         if self.position // size != self._round:
             self._round = self.position // size
-            self._order = random.Random(f"order {self._seed} {self._round}").sample(range(size), size)
-        question = self._questions[self._order[self.position % size]]
+            self._order = self._spread(random.Random(f"order {self._seed} {self._round}"))
+        question = self._order[self.position % size]
         self.position += 1
         return question
+
+    def _spread(self, generator: random.Random) -> list[Question]:
+        """The n-th of a family's m questions comes at a random place of the n-th m-th part of the whole."""
+        families: dict[tuple[str, str], list[Question]] = {}
+        for question in self._questions:
+            families.setdefault((question.kind, question.family), []).append(question)
+        places = []
+        for family in families.values():
+            generator.shuffle(family)
+            places += [((n + generator.random()) / len(family), n, question) for n, question in enumerate(family)]
+        return [question for *_, question in sorted(places, key=lambda place: place[:2])]
 
 
 async def run_groups(

@@ -64,6 +64,7 @@ def reinforce(run: Run, start: str) -> None:
     display.stage(STAGE, training.steps, state.step)
     for step in range(state.step + 1, training.steps + 1):
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
+        run.lane.forget()
         groups = asyncio.run(run_groups(agent, order, recipe, step))
         sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
         for group in optimizer.param_groups:
