@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zerosearch.cli.main import run as command
 from zerosearch.data.world import build_world
 from zerosearch.errors import RunError, UserError
+from zerosearch.report.metrics_log import MetricsLog
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.training import checkpoint
@@ -315,6 +316,25 @@ def test_a_finished_run_is_neither_overwritten_nor_run_again(
     carry_out(model, whole, "resume=true", "report.examples=1")
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("real-search F1 = ")
     assert {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")} == before
+
+
+def test_a_run_of_an_older_version_that_did_not_count_goes_on_and_says_that_it_is_unknown(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = MetricsLog.append
+
+    def older(self: MetricsLog, stage: str, step: int, figures: dict[str, Any]) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+        written(self, stage, step, {name: value for name, value in figures.items() if name != "real_searches"})
+
+    few = [*ONLY_RL, "training.steps=2", "data.test_limit=1"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MetricsLog, "append", older)
+        carry_out(model, tmp_path / "run", *few)
+    run = carry_out(model, tmp_path / "run", "resume=true", *few)
+    assert ["real_searches" in row for row in rows(run)] == [False, True]
+    assert results(run)["measurements"]["real_searches_in_training"] is None
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,11 @@ def reinforce(run: Run, start: str) -> None:
         display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
         if step == training.steps or (training.save_every and step % training.save_every == 0):
             save_checkpoint(folder.checkpoints, policy, run.tokenizer, optimizer, state, training.keep)
+    rows = folder.metrics.rows(STAGE)
+    counted = all("real_searches" in row for row in rows)  # older versions did not
     folder.add_measurements(
         reinforcement_seconds=round(state.seconds, 1),
-        real_searches_in_training=sum(row["real_searches"] for row in folder.metrics.rows(STAGE)),
+        real_searches_in_training=sum(row["real_searches"] for row in rows) if counted else None,
     )
     del sampler, agent, engine, optimizer, reference
     gc.collect()
