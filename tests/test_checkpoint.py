@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from zerosearch.errors import RunError
+from zerosearch.errors import RunError, UserError
+from zerosearch.inference.models import load_model
 from zerosearch.training import checkpoint
 from zerosearch.training.checkpoint import (
     TrainingState,
+    check_weights,
     checkpoints,
     load_optimizer,
     load_state,
@@ -121,7 +123,7 @@ def test_trouble_while_writing_leaves_the_earlier_checkpoint_and_no_other(
         "model": (type(model), "save_pretrained"),
         "tokenizer": (type(TOKENS), "save_pretrained"),
         "moments": (checkpoint, "save_file"),
-        "rename": (checkpoint.os, "replace"),
+        "rename": (os, "replace"),
     }[where]
     if where == "rename" and trouble is no_space_in_rust:
         trouble = no_space
@@ -155,12 +157,65 @@ def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.Mon
         save(tmp_path, 1)
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbled(path: Path) -> None:
+    path.write_bytes(bytes(reversed(range(256))) * 8)
+
+
+READERS = {
+    "state.json": load_state,
+    "model.safetensors": check_weights,
+    "optimizer.safetensors": lambda made: load_optimizer(made, *trained(0)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("damage", [truncated, emptied, garbled])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    older, made = save(tmp_path, 1, keep=2), save(tmp_path, 2, keep=2)
+    (tmp_path / "warm-start").mkdir()
+    READERS[name](made)
+    damage(made / name)
+    with pytest.raises(RunError) as error:
+        READERS[name](made)
+    said = str(error.value)
+    assert said.startswith(f"{made / name} cannot be read (") and "\n" not in said
+    assert said.endswith(f"delete the folder {made} and resume the run to go on from the older {older.name}")
+    damage(older / name)
+    with pytest.raises(RunError, match=f"delete the folder {older} and resume the run to do this stage again"):
+        READERS[name](older)
+
+
+def test_a_state_of_other_fields_and_missing_moments_are_damage_too(tmp_path: Path) -> None:
     made = save(tmp_path, 1)
-    for content in ("{", '{"step": 1, "age": 3}'):
-        (made / "state.json").write_text(content)
-        with pytest.raises(RunError, match=f"checkpoint {made} cannot be read"):
-            load_state(made)
+    (made / "state.json").write_text('{"step": 1, "age": 3}')
+    (made / "optimizer.safetensors").unlink()
+    for name in ("state.json", "optimizer.safetensors"):
+        with pytest.raises(RunError, match=f"{made / name} cannot be read"):
+            READERS[name](made)
+
+
+def test_damaged_weights_of_the_warm_start_are_made_again_not_taken_from_a_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save_model(tiny.model(), TOKENS, tmp_path / "warm-start")
+    truncated(tmp_path / "warm-start" / "model.safetensors")
+    with pytest.raises(RunError, match="do this stage again"):
+        check_weights(tmp_path / "warm-start")
+
+
+def test_a_damaged_model_of_ones_own_is_one_sentence(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "mine")
+    truncated(folder / "model.safetensors")
+    with pytest.raises(UserError, match=rf"the model '{folder}' cannot be loaded: .+") as error:
+        load_model(str(folder))
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_folder_is_written_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from zerosearch.errors import RunError, UserError
 from zerosearch.report.metrics_log import MetricsLog
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
-from zerosearch.training import checkpoint
+from zerosearch.training import checkpoint, stages
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.run import Run
@@ -430,6 +431,35 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_later(
             carry_out(model, tmp_path / "run", *few)
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000001"]
     assert bits(carry_out(model, tmp_path / "run", "resume=true", *few)) == bits(whole)
+
+
+@pytest.mark.parametrize("damaged", ["state.json", "model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_checkpoint_is_told_in_one_sentence_and_the_older_one_serves(
+    model: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damaged: str,
+) -> None:
+    given = ["evaluation.untrained=false", "evaluation.warm_start=false", "training.keep=2"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "evaluate_policy", interrupt)
+        carry_out(model, tmp_path / "run", *given)
+    older, newest = checkpoints(tmp_path / "run" / "checkpoints")
+    content = (newest / damaged).read_bytes()
+    (newest / damaged).write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit) as ended:
+        command(["train", "world", *arguments(model, tmp_path / "run", *given, "resume=true")])
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 1 and said.startswith(f"error: {newest / damaged} cannot be read") and "\n" not in said
+    assert f"delete the folder {newest}" in said and older.name in said
+    shutil.rmtree(newest)
+    assert bits(carry_out(model, tmp_path / "run", "resume=true", *given)) == bits(whole)
+
+
+def interrupt(run: Run, system: str) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def load_model(name: str) -> "PreTrainedModel":
     Raises:
         UserError: there is no such model, or it is no causal language model.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -44,7 +45,7 @@ def load_model(name: str) -> "PreTrainedModel":
     path = resolve_model(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model '{name}' cannot be loaded: {_first_sentence(error)}") from error
     return model.to(device()).eval()
 

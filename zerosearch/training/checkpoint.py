@@ -1,8 +1,6 @@
 """Checkpoints: everything that a run needs to go on, each written whole or not at all."""
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from zerosearch.errors import RunError
-from zerosearch.report.files import reporting_full_disk
+from zerosearch.report.files import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +37,7 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
     Raises:
         RunError: the disk is full.
     """
-    with _whole(folder) as temporary:
+    with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
@@ -57,7 +56,7 @@ def save_checkpoint(
         RunError: the disk is full; older checkpoints are kept.
     """
     target = folder / f"step-{state.step:06d}"
-    with _whole(target) as temporary:
+    with whole_folder(target) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         save_file(_moments(model, optimizer), temporary / "optimizer.safetensors")
@@ -78,17 +77,18 @@ def load_state(checkpoint: Path) -> TrainingState:
     Raises:
         RunError: the file is damaged.
     """
-    try:
-        return TrainingState(**json.loads((checkpoint / "state.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(
-            f"the checkpoint {checkpoint} cannot be read ({error}): delete it to resume from an older one"
-        ) from error
+    with _reading(checkpoint / "state.json") as path:
+        return TrainingState(**json.loads(path.read_text()))
 
 
 def load_optimizer(checkpoint: Path, model: "PreTrainedModel", optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimiser its moments back."""
-    stored = load_file(checkpoint / "optimizer.safetensors")
+    """Give the optimiser its moments back.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    with _reading(checkpoint / "optimizer.safetensors") as path:
+        stored = load_file(path)
     for name, parameter in model.named_parameters():
         moments = {
             key: stored[f"{name}:{key}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{name}:{key}" in stored
@@ -99,42 +99,34 @@ def load_optimizer(checkpoint: Path, model: "PreTrainedModel", optimizer: torch.
             }
 
 
+def check_weights(folder: Path) -> None:
+    """Look whether the weights in a folder of a run are whole, by their headers and sizes.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    for weights in sorted(folder.glob("model*.safetensors")):
+        with _reading(weights) as path, safe_open(path, "pt"):
+            pass
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Turn what a damaged file of a run raises into a RunError that says how to go on without it."""
+    try:
+        yield path
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        folder, found = path.parent, checkpoints(path.parent.parent)
+        older = found[: found.index(folder)] if folder in found else []
+        way = f"go on from the older {older[-1].name}" if older else "do this stage again"
+        raise RunError(
+            f"{path} cannot be read ({error}): delete the folder {folder} and resume the run to {way}"
+        ) from error
+
+
 def _moments(model: "PreTrainedModel", optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
         f"{name}:{key}": value.contiguous()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the target's place when the block ends well, and goes otherwise."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    with reporting_full_disk(target):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            with _naming_full_disk():
-                yield temporary
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-            if target.exists():
-                shutil.rmtree(target)
-            temporary.replace(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _naming_full_disk() -> Iterator[None]:
-    """Raise the OSError of a full disk where a library in Rust only says so."""
-    try:
-        yield
-    except Exception as error:
-        for number in (errno.ENOSPC, errno.EDQUOT):
-            if f"(os error {number})" in str(error):
-                raise OSError(number, os.strerror(number)) from error
-        raise

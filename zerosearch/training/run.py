@@ -3,6 +3,7 @@
 import gc
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -25,6 +26,7 @@ from zerosearch.search.engine import Noise, SearchEngine
 from zerosearch.simulation.schedule import CurriculumNoise, Schedule
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import Template, load_template
+from zerosearch.training.checkpoint import check_weights
 from zerosearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -63,10 +65,19 @@ class Run:
         return self._policy
 
     def take_policy(self, path: str) -> None:
-        """Go on with the weights in a folder of this run."""
+        """Go on with the weights in a folder of this run, or with a model by its name.
+
+        Raises:
+            RunError: the folder's weights are damaged.
+        """
         self._policy = None
         gc.collect()
-        self._policy = load_model(path)
+        self._policy = self._load(path)
+
+    def _load(self, name: str) -> "PreTrainedModel":
+        if Path(name).is_relative_to(self.folder.checkpoints):
+            check_weights(Path(name))
+        return load_model(name)
 
     @cached_property
     def train_questions(self) -> tuple[Question, ...]:
@@ -154,5 +165,5 @@ class Run:
         frames = [self.template.render("", "", "?", noise, self.recipe.search.k) for noise in get_args(Noise)]
         frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
         length = frame + SIMULATOR_ROOM + self.recipe.agent.max_tokens_per_turn + simulation.max_tokens
-        sampler = LocalSampler(load_model(name), tokenizer, simulation.concurrency, length, self.lane, self.dtype)
+        sampler = LocalSampler(self._load(name), tokenizer, simulation.concurrency, length, self.lane, self.dtype)
         return SampledChat(sampler, tokenizer, "simulator")
