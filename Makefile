@@ -14,7 +14,7 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt $(PIP_ARGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-seeds controls test lint format clean
+.PHONY: help quickstart quickstart-seeds controls test lint format reference clean
 
 help:
 	@echo "make quickstart        train the embedded world (about half an hour on 2 cores)"
@@ -23,6 +23,7 @@ help:
 	@echo "make test              the tests"
 	@echo "make lint              ruff and mypy"
 	@echo "make format            let ruff format the code"
+	@echo "make reference         write docs/reference from the code"
 
 quickstart: $(VENV)/.local
 	$(BIN)/zerosearch train world $(ARGS)
@@ -45,6 +46,9 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(VENV)/.local
+	$(BIN)/python tools/reference.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
