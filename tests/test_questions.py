@@ -308,7 +308,7 @@ def test_a_missing_or_empty_corpus(tmp_path: Path) -> None:
         load_corpus(tmp_path / "gone.jsonl")
     with pytest.raises(UserError, match="holds no passages"):
         load_corpus(write_lines(tmp_path / "empty.jsonl"))
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="is no search index"):
         load_corpus(tmp_path)
 
 

@@ -22,11 +22,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerosearch.cli.main import run as command
+from zerosearch.data import Document
+from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.world import build_world
 from zerosearch.errors import RunError, UserError
 from zerosearch.report.metrics_log import MetricsLog
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.search.bm25 import BM25Engine
 from zerosearch.training import checkpoint, stages
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.recipe_file import load_recipe
@@ -212,15 +215,30 @@ def test_a_tuned_simulator_keeps_its_own_tokenizer(model: Path, tmp_path: Path) 
     assert tuned != AutoTokenizer.from_pretrained(model).encode(text)
 
 
-def test_what_teaches_finds_nothing_of_the_test_half(model: Path, tmp_path: Path) -> None:
-    made = load_recipe("world", arguments(model, tmp_path / "run"))
-    run = Run(made, RunFolder.create(tmp_path / "run", ""), LineDisplay("", [], io.StringIO()))
+@pytest.mark.parametrize("indexed", [False, True])
+def test_what_teaches_finds_nothing_of_the_test_half(model: Path, tmp_path: Path, indexed: bool) -> None:
     world = build_world()
+    corpus = tmp_path / "index" if indexed else "world"
+    if indexed:
+        with pytest.raises(SystemExit):
+            command(["search", "index", "world", "--out", str(corpus)])
+    made = load_recipe("world", arguments(model, tmp_path / "run", f"search.corpus={corpus}"))
+    run = Run(made, RunFolder.create(tmp_path / "run", ""), LineDisplay("", [], io.StringIO()))
+    assert isinstance(run.corpus, IndexedPassages) is indexed and tuple(run.corpus) == world.passages
     taught, tested = set(world.train_passages), set(world.passages) - set(world.train_passages)
     for name in sorted(world.test_entities)[:200]:
         found = set(run.teaching_engine.rank(name, 3))
         assert found <= taught and not found & tested
     assert set(run.train_questions) <= set(world.train)
+
+
+def test_a_run_meets_an_index_of_ones_own(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    BM25Engine([Document("Cobblestone", "its founder", "1")]).save(tmp_path / "index", "mine.jsonl")
+    few = ["search.type=bm25", f"search.corpus={tmp_path / 'index'}", "training.steps=1", "data.test_limit=1"]
+    run = carry_out(model, tmp_path / "run", *few, *ONLY_RL)
+    for stage in ("reinforcement", "after RL"):
+        assert any("Cobblestone" in s["text"] for t in trajectories(run, stage) for s in t["segments"])
 
 
 # Going on

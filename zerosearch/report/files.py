@@ -26,7 +26,7 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
             raise
         raise RunError(
             f"no space left in {path.parent} to write {path.name}: all that was written before is kept, "
-            "free some space and resume the run"
+            "free some space and run the command again (training with resume=true)"
         ) from error
 
 

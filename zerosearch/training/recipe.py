@@ -57,7 +57,7 @@ class Search(Section):
     k: Positive = 3
     """Documents on a page."""
     corpus: Annotated[str, Field(min_length=1)] = "world"
-    """Passages of the real engine: `world` or a .jsonl or .jsonl.gz file."""
+    """Passages of the real engine: `world`, a .jsonl or .jsonl.gz file, or a folder of `zerosearch search index`."""
     failure_threshold: Share = 0.1
     """The run stops when more than this share of a step's searches fails."""
 

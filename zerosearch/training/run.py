@@ -1,6 +1,7 @@
 """What all stages of a run share: recipe, folder, models, engines, questions."""
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
+from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
 from zerosearch.inference.local import Lane, LocalSampler
@@ -94,7 +96,7 @@ class Run:
         return found.questions
 
     @cached_property
-    def corpus(self) -> list[Document]:
+    def corpus(self) -> Sequence[Document]:
         return load_corpus(self.recipe.search.corpus)
 
     @cached_property
@@ -105,8 +107,8 @@ class Run:
     @cached_property
     def teaching_engine(self) -> BM25Engine:
         """A real engine without passages of the test half, for demonstrations and simulator tuning."""
-        world = self.recipe.search.corpus == "world"
-        return BM25Engine(build_world().train_passages if world else self.corpus)
+        source = self.corpus.source if isinstance(self.corpus, IndexedPassages) else self.recipe.search.corpus
+        return BM25Engine(build_world().train_passages if source == "world" else self.corpus)
 
     @cached_property
     def template(self) -> Template:
