@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
-import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo, OptionInfo
@@ -45,7 +44,7 @@ def _recipe() -> Iterator[str]:
     yield from _section(Recipe, "")
 
 
-def _section(section: type[BaseModel], name: str) -> Iterator[str]:
+def _section(section: Any, name: str) -> Iterator[str]:
     fields = section.model_fields.items()
     keys = [(key, field) for key, field in fields if not _is_section(field.annotation)]
     yield f"\n## {f'[{name}]' if name else 'Top level'}\n"
@@ -86,14 +85,14 @@ def _commands() -> Iterator[str]:
     yield from _group(app, "zerosearch")
 
 
-def _group(group: typer.Typer, name: str) -> Iterator[str]:
+def _group(group: Any, name: str) -> Iterator[str]:
     if group.registered_callback and _parameters(group.registered_callback.callback):
         yield from _command(group.registered_callback.callback, f"{name} COMMAND", group.info.help)
     for command in group.registered_commands:
-        said = f"{name} {command.name or command.callback.__name__}"  # type: ignore[union-attr]
+        said = f"{name} {command.name or command.callback.__name__}"
         yield from _command(command.callback, said, inspect.getdoc(command.callback))
     for inner in group.registered_groups:
-        yield from _group(inner.typer_instance, f"{name} {inner.name}")  # type: ignore[arg-type]
+        yield from _group(inner.typer_instance, f"{name} {inner.name}")
 
 
 def _command(function: Any, name: str, description: str | None) -> Iterator[str]:
@@ -105,7 +104,7 @@ def _command(function: Any, name: str, description: str | None) -> Iterator[str]
     yield f"`{' '.join([name, *arguments, *options])}`\n"
     yield from _table("argument or option", "type", "default", "limits", "meaning")
     for each in parameters:
-        yield _row(f"`{each.shown}`", each.type, each.default, each.limits, each.info.help)
+        yield _row(f"`{each.shown}`", each.type, each.default, each.limits, each.info.help or "")
 
 
 @dataclass(frozen=True)
@@ -162,10 +161,11 @@ class Parameter:
 
 def _parameters(function: Any) -> list[Parameter]:
     hints = get_type_hints(function, include_extras=True)
-    return [
-        Parameter(name, *get_args(hints[name])[:2], parameter.default)
-        for name, parameter in inspect.signature(function).parameters.items()
-    ]
+    parameters = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        annotation, info = get_args(hints[name])
+        parameters.append(Parameter(name, annotation, info, parameter.default))
+    return parameters
 
 
 def _table(*names: str) -> Iterator[str]:

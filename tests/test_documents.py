@@ -1,0 +1,228 @@
+"""What the documents tell a reader to type works, what they show comes out, and what they link to is there.
+
+In README.md and docs/, every line of a ```bash block is a command. It is run, in a folder of its document that holds
+small runs of a model of two layers as runs/world-0 to runs/world-2; what cannot be run here says so in a comment that
+begins with `needs` or `takes`, and is checked without being run. A block with a second word, as in ```toml my.toml, is
+a file of that name; a ```text block shows what the commands before it print, `…` standing for anything.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import typer
+from test_training import SMALL
+
+from zerosearch.cli.app import app
+from zerosearch.cli.main import run as command
+from zerosearch.data.corpus import load_corpus
+from zerosearch.data.question_set import load_questions
+from zerosearch.simulation.template import load_template
+from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.stages import train
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"\s#.*\b(needs|takes) ")
+VARIABLE = re.compile(r"[A-Z_]+=")
+SERVERS = {
+    "vllm serve": {"--port", "--max-model-len", "--served-model-name"},
+    "python -m sglang.launch_server": {"--model-path", "--port"},
+    "llama-server": {"-hf", "--port", "--ctx-size", "--parallel"},
+    "ollama serve": set(),
+    "ollama pull": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a small model and a run of it."""
+    folder, threads = tmp_path_factory.mktemp("finished"), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZEROSEARCH_MODEL", str(tiny.folder(folder / "model")))
+        small = [*SMALL, "training.steps=1", "training.deterministic=false", "evaluation.untrained=false"]
+        train(load_recipe("world", [*small, f"output={folder / 'run'}"]))
+    yield folder
+    torch.set_num_threads(threads)
+
+
+class Reader:
+    """Does in a folder what a document says."""
+
+    def __init__(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        for seed in range(3):
+            shutil.copytree(finished / "run", f"runs/world-{seed}")
+
+    def read(self, text: str) -> None:
+        printed = ""
+        for language, name, block in FENCE.findall(text):
+            if name:
+                Path(name).write_text(block)
+            elif language == "bash":
+                lines = block.replace("\\\n", " ").splitlines()
+                printed = "".join(self.carry_out(line) for line in lines if line.split("#")[0].strip())
+            elif language == "text":
+                for line in filter(None, map(str.strip, block.splitlines())):
+                    assert re.search(re.escape(line).replace("…", ".*"), printed), f"not printed: {line}"
+
+    def carry_out(self, line: str) -> str:
+        """Run or check one command and return what it prints."""
+        words, marked = shlex.split(line, comments=True), bool(MARK.search(line))
+        while VARIABLE.match(words[0]):
+            del words[0]
+        match words:
+            case ["zerosearch", "train", *rest] if marked:
+                check_files(*rest)
+                return self.zerosearch("train", *rest, "--dry-run")
+            case ["zerosearch", "train", *rest] if "--dry-run" not in rest:
+                pytest.fail(f"training takes more than minutes; say so in a comment, as '# takes an hour': {line}")
+            case ["zerosearch", *rest]:
+                return parse(*rest) if marked else self.zerosearch(*rest)
+            case ["make", *_]:
+                return shell(shlex.join([*words, "--dry-run"]), ROOT)
+            case ["pip", "install", *rest] if marked:
+                return check_extras(rest[-1])
+            case ["cat" | "head" | "tail" | "ls", *_]:
+                return shell(line, Path.cwd())
+            case _ if marked:
+                for server, options in SERVERS.items():
+                    size = len(server.split())
+                    if words[:size] == server.split():
+                        assert {word for word in words[size:] if word.startswith("-")} <= options, line
+                        return ""
+        pytest.fail(f"this command is neither run nor checked: {line}")
+
+    def zerosearch(self, *arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            command(arguments)
+        said = self.capsys.readouterr()
+        assert not ended.value.code, f"zerosearch {shlex.join(arguments)}: {said.err}"
+        return said.out
+
+
+def shell(line: str, folder: Path) -> str:
+    finished = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True)
+    assert not finished.returncode, f"{line}: {finished.stderr}"
+    return finished.stdout
+
+
+def check_files(recipe: str, *overrides: str) -> None:
+    """Read the files that a recipe names, which a dry run does not."""
+    resolved = load_recipe(recipe, [each for each in overrides if "=" in each])
+    if resolved.simulation.template:
+        load_template(resolved.simulation.template)
+    load_corpus(resolved.search.corpus)
+    for source, split in ((resolved.data.train, "train"), (resolved.data.test, "test")):
+        if not re.fullmatch(r"[\w-]+/[\w-]+", source):  # the hub
+            load_questions(source, split)
+
+
+def parse(*arguments: str) -> str:
+    """Find the command, and let it read its arguments."""
+    found, rest = typer.main.get_command(app), list(arguments)
+    while hasattr(found, "commands"):
+        found = found.commands[rest.pop(0)]
+    given = found.make_context("zerosearch", rest).params
+    load_recipe("world", given.get("overrides") or [])
+    return ""
+
+
+def check_extras(wanted: str) -> str:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"\w+", wanted)) - {"zerosearch"} <= set(known), wanted
+    return ""
+
+
+@pytest.fixture
+def reader(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Reader:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZEROSEARCH_MODEL", str(finished / "model"))
+    return Reader(finished, capsys)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_document_says_works(document: Path, reader: Reader) -> None:
+    reader.read(document.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "zerosearch train world",
+        "zerosearch train world training.stepz=3  # takes half an hour",
+        "zerosearch train world simulation.template=nowhere.toml  # needs a GPU",
+        "zerosearch train world search.corpus=nowhere.jsonl  # takes half an hour",
+        "zerosearch serve  # needs a key",
+        "zerosearch eval runs/world-0 --fast  # takes long",
+        "zerosearch eval runs/world-0 evaluation.kk=3  # takes long",
+        "zerosearch view runs/world-9",
+        "make nothing-of-the-sort",
+        'pip install "zerosearch[nothing]"  # needs the network',
+        "vllm serve some/model --fast  # needs a GPU",
+        "vllm serve some/model",
+        "rm -r runs",
+        "cat nowhere.txt",
+    ],
+)
+def test_a_command_that_does_not_work_or_is_not_checked_is_found(line: str, reader: Reader) -> None:
+    with pytest.raises((Exception, pytest.fail.Exception)):
+        reader.read(f"```bash\n{line}\n```\n")
+
+
+def test_what_is_not_printed_is_found(reader: Reader) -> None:
+    page = "```bash\nls runs\n```\n\n```text\nworld-0\nworld-…\n{}\n```\n"
+    reader.read(page.format("world-2"))
+    with pytest.raises(AssertionError, match="not printed: world-3"):
+        reader.read(page.format("world-3"))
+
+
+# Links
+
+
+def links(text: str) -> list[str]:
+    """The targets of the links outside of code."""
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", FENCE.sub("", text)))
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(document: Path, text: str) -> list[str]:
+    broken = []
+    for link in links(text):
+        place, _, anchor = link.partition("#")
+        target = document.parent / place if place else document
+        if re.match(r"\w+:", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    assert broken_links(document, document.read_text("utf-8")) == []
+
+
+def test_links_that_lead_nowhere_are_found() -> None:
+    text = "[a](docs/nothing.md) [b](#no-such-heading) [c](README.md#licence) [d](https://example.org) `[e](f)`"
+    assert broken_links(ROOT / "README.md", text) == ["docs/nothing.md", "#no-such-heading"]
+
+
+def test_every_guide_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in links(index.read_text("utf-8"))}
+    assert set((ROOT / "docs").rglob("*.md")) - {index} <= linked
