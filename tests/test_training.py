@@ -5,13 +5,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -366,70 +363,6 @@ def test_a_run_goes_on_with_its_own_settings_only(model: Path, whole: Path, over
 
 
 # Trouble
-
-
-class Chat(BaseHTTPRequestHandler):
-    """A server that speaks as OpenAI's does, after a while."""
-
-    delay = 0.0
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        time.sleep(self.delay)
-        message = {
-            "role": "assistant",
-            "content": "Doc 1(Title: A) Made in 1931.\nDoc 2(Title: B) x.\nDoc 3(Title: C) y.",
-        }
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        body = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None: ...
-
-
-def serve(port: int, delay: float) -> ThreadingHTTPServer:
-    server = ThreadingHTTPServer(("127.0.0.1", port), type("Slow", (Chat,), {"delay": delay}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
-@pytest.mark.parametrize(
-    ("trouble", "sentence"), [("away", "could not be reached"), ("slow", "gave no answer within 1 s")]
-)
-def test_a_server_in_trouble_ends_the_run_in_one_sentence_and_it_goes_on_later(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], trouble: str, sentence: str
-) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = serve(port, delay=4.0) if trouble == "slow" else None
-    remote = [f"simulation.url=http://127.0.0.1:{port}/v1", "simulation.retries=0", "simulation.timeout=1"]
-    given = ["train", "world", *arguments(model, tmp_path / "run", *ONLY_RL, *remote, "training.steps=1")]
-
-    with pytest.raises(SystemExit) as ended:
-        command(given)
-    assert ended.value.code == 1
-    said = capsys.readouterr().err.strip()
-    assert sentence in said and f"127.0.0.1:{port}" in said and "search.failure_threshold = 0.1" in said
-    assert said.startswith("error: ") and "\n" not in said
-
-    if server:
-        server.shutdown()
-        server.server_close()
-    server = serve(port, delay=0.0)
-    with pytest.raises(SystemExit) as ended:
-        command([*given, "resume=true"])
-    server.shutdown()
-    server.server_close()
-    assert ended.value.code == 0, capsys.readouterr().err
-    (step,) = rows(tmp_path / "run")
-    assert step["simulator/pages"] > 0 and step["simulator/errors"] == 0
-    assert step["simulator/documents_delivered"] == 3 * step["simulator/pages"]
 
 
 def test_a_full_disk_ends_the_run_and_it_goes_on_later(

@@ -1,0 +1,150 @@
+"""Whole runs whose pages come from a chat server: what it is asked, and what happens when it is away, slow or dies."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from test_training import ONLY_RL, arguments, bits, results, rows, trajectories
+
+from zerosearch.cli.main import run as command
+from zerosearch.simulation.template import load_template
+from zerosearch.training.checkpoint import checkpoints
+
+PROMPT = load_template("prompt")
+PAGE = "Doc 1(Title: A) Made in 1931.\nDoc 2(Title: B) x.\nDoc 3(Title: C) y."
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def lively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    tiny.act_by_chance(monkeypatch.setattr)
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Speaks as OpenAI's does, each time after `delay` seconds, and dies after `life` answers."""
+
+    allow_reuse_address = True
+
+    def __init__(self, port: int = 0, delay: float = 0.0, life: int = 1_000_000) -> None:
+        super().__init__(("127.0.0.1", port), Chat)
+        self.delay, self.life = delay, life
+        self.asked: list[dict[str, Any]] = []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def handle_error(self, *_: Any) -> None:
+        """Clients that hang up are no news."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def die(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Chat(BaseHTTPRequestHandler):
+    server: ChatServer
+
+    def do_POST(self) -> None:
+        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        if len(self.server.asked) > self.server.life:
+            self.close_connection = True
+            if len(self.server.asked) == self.server.life + 1:
+                self.server.die()
+            return
+        time.sleep(self.server.delay)
+        choice = {"index": 0, "message": {"role": "assistant", "content": PAGE}, "finish_reason": "stop"}
+        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def train(capsys: pytest.CaptureFixture[str], model: Path, output: Path, url: str, *overrides: str) -> tuple[int, str]:
+    """The exit code of a run, and what stands on standard error."""
+    remote = [f"simulation.url={url}", "simulation.retries=0", "simulation.timeout=1"]
+    with pytest.raises(SystemExit) as ended:
+        command(["train", "world", *arguments(model, output, *ONLY_RL, *remote, *overrides)])
+    return int(ended.value.code or 0), capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"), [("away", "could not be reached"), ("slow", "gave no answer within 1 s")]
+)
+def test_a_server_in_trouble_ends_the_run_in_one_sentence_and_it_goes_on_later(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], trouble: str, sentence: str
+) -> None:
+    server = ChatServer(delay=4.0)
+    if trouble == "away":
+        server.die()
+    code, said = train(capsys, model, tmp_path / "run", server.url, "training.steps=1")
+    assert code == 1
+    assert sentence in said and server.url in said and "search.failure_threshold = 0.1" in said
+    assert said.startswith("error: ") and "\n" not in said
+
+    if trouble == "slow":
+        server.die()
+    again = ChatServer(server.server_port)
+    code, said = train(capsys, model, tmp_path / "run", again.url, "training.steps=1", "resume=true")
+    again.die()
+    assert code == 0, said
+    (step,) = rows(tmp_path / "run")
+    assert step["simulator/pages"] > 0 and step["simulator/errors"] == 0
+    assert step["simulator/documents_delivered"] == 3 * step["simulator/pages"]
+
+
+def test_a_prompted_server_may_die_half_way_and_the_run_ends_with_the_same_bits(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompted = ["simulation.mode=prompt", "simulation.model=writer", "data.test_limit=1"]
+    server = ChatServer()
+    assert train(capsys, model, tmp_path / "unbroken", server.url, *prompted) == (0, "")
+    unbroken = tmp_path / "unbroken"
+    pages = [row["simulator/pages"] for row in rows(unbroken)]
+    searches = [(t["question"]["text"], s) for t in trajectories(unbroken) for s in t["searches"]]
+    assert len(server.asked) == sum(pages) == len(searches) and min(pages) > 2
+    demands = {"useful": PROMPT.useful_demand, "noisy": PROMPT.noisy_demand}
+    told = [asked["messages"][-1]["content"] for asked in server.asked]
+    for question, search in searches:
+        assert any(demands[search["noise"]] in text and search["query"] in text for text in told)
+        assert any(question in text for text in told) or search["noise"] == "noisy"
+    assert all((asked["model"], asked["max_tokens"]) == ("writer", 24) for asked in server.asked)
+    server.die()
+
+    dying = ChatServer(server.server_port, life=pages[0] + 1)
+    code, said = train(capsys, model, tmp_path / "run", dying.url, *prompted)
+    assert code == 1 and len(dying.asked) > dying.life
+    assert said.startswith("error: ") and "\n" not in said and dying.url in said
+    assert "episodes ended because their search failed" in said
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000001"]
+    assert len(rows(tmp_path / "run")) == 1
+
+    back = ChatServer(server.server_port)
+    assert train(capsys, model, tmp_path / "run", back.url, *prompted, "resume=true") == (0, "")
+    back.die()
+    assert len(back.asked) == sum(pages[1:])
+    assert bits(tmp_path / "run") == bits(unbroken)
+    assert rows(tmp_path / "run") == rows(unbroken)
+    assert trajectories(tmp_path / "run") == trajectories(unbroken)
+    assert results(tmp_path / "run")["systems"]["after RL"]["all"] == results(unbroken)["systems"]["after RL"]["all"]
