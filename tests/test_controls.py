@@ -89,6 +89,15 @@ def test_a_run_is_measured_under_other_conditions(run: Path) -> None:
     assert results(run)["systems"]["one document"]["conditions"]["k"] == 1
 
 
+def test_a_measurement_may_be_named_after_a_path(run: Path) -> None:
+    """The name that `data.test=dir/questions.jsonl` gives is no file name."""
+    with pytest.raises(SystemExit) as ended:
+        command(["eval", str(run), "agent.max_turns=0", "--name", "after RL, data.test=a/b.jsonl"])
+    assert not ended.value.code
+    assert results(run)["systems"]["after RL, data.test=a/b.jsonl"]["conditions"]["engine"] == "none"
+    assert [path.name for path in (run / "trajectories").glob("*%2F*")] == ["after RL, data.test=a%2Fb.jsonl.jsonl"]
+
+
 def test_a_question_is_answered_step_by_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command(["ask", "Where was [red]Alice[/red] born?", "--run", str(run)])

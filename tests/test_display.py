@@ -102,6 +102,13 @@ def test_the_panel_needs_a_real_terminal(
     assert ("\x1b" in stream.getvalue()) is live
 
 
+def test_the_panel_can_be_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with open_display("ZeroSearch", ["rl"], Terminal(), live=False) as display:
+        assert isinstance(display, LineDisplay)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_the_terminal_is_restored_however_the_run_ends(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch

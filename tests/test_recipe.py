@@ -176,6 +176,10 @@ def test_an_engine_of_a_later_version_says_so(kind: str) -> None:
     assert "not available in this version" in mistake(f"search.type={kind}")
 
 
+def test_a_trainer_of_a_later_version_says_so() -> None:
+    assert "not available in this version" in mistake("trainer=verl")
+
+
 def test_reinforce_without_groups_takes_single_samples() -> None:
     recipe = load_recipe("world", ["algorithm.type=reinforce", "training.samples_per_question=1"])
     assert recipe.training.samples_per_question == 1

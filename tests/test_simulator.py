@@ -162,8 +162,63 @@ def test_noise_and_seed_are_functions_of_the_place(sample: int, turn: int, step:
     assert [page.noise for page in pages] == [expected, expected]
     assert chats[0].requests == chats[1].requests
     other = Writer()
-    search(simulator(other, schedule, seed=seed), "fog", **(place | {"turn": turn + 1}))
+    search(simulator(other, schedule, seed=seed), "fog", **(place | {"step": step + 1}))
     assert other.requests[0].seed != chats[0].requests[0].seed
+
+
+def ask_at_once(engine: Simulator, *queries: str, question: Question = TWO_HOPS, step: int = 1) -> list[Page]:
+    """The page of each query, asked by as many samples of a group at the same time."""
+
+    async def pages() -> list[Page]:
+        requests = [SearchRequest(query, question, 3, sample, step=step) for sample, query in enumerate(queries)]
+        return await asyncio.gather(*[engine.search(request) for request in requests])
+
+    return asyncio.run(pages())
+
+
+def test_who_asks_the_same_gets_the_same_page_written_once() -> None:
+    chat = Writer(*(f"Doc 1: Page {n}." for n in range(9)))
+    engine = simulator(chat)
+    pages = ask_at_once(engine, "fog", "fog ", " fog", "Fog", "mist")
+    assert [page.documents[0].text for page in pages] == ["Page 0.", "Page 0.", "Page 0.", "Page 1.", "Page 2."]
+    assert search(engine, "fog", step=1, turn=2).documents == pages[0].documents
+    assert engine.counters()["simulator/pages"] == 6
+    other = Question("2", TWO_HOPS.text, TWO_HOPS.golden_answers, "world", hops=TWO_HOPS.hops)
+    assert ask_at_once(engine, "fog", question=other)[0].documents != pages[0].documents
+    assert ask_at_once(engine, "fog", step=2)[0].documents != pages[0].documents
+    assert len(chat.requests) == 5
+
+
+def test_useful_and_noisy_pages_of_a_query_are_two() -> None:
+    chat = Writer(*(f"Doc 1: Page {n}." for n in range(9)))
+    pages = ask_at_once(simulator(chat, 0.5), *["fog"] * 20)
+    assert {(page.noise, page.documents[0].text) for page in pages} in (
+        {("useful", "Page 0."), ("noisy", "Page 1.")},
+        {("useful", "Page 1."), ("noisy", "Page 0.")},
+    )
+
+
+def test_a_page_that_failed_is_written_again_for_the_next_who_asks() -> None:
+    engine = simulator(Writer(RunError("down"), "Doc 1: Up."))
+    assert [page.error for page in ask_at_once(engine, "fog", "fog")] == ["down", "down"]
+    assert search(engine, "fog", step=1).documents[0].text == "Up."
+
+
+def test_who_gives_up_waiting_takes_the_page_from_nobody() -> None:
+    class Slow(Writer):
+        async def chat(self, request: ChatRequest) -> str:
+            await asyncio.sleep(0.02)
+            return await super().chat(request)
+
+    async def scene() -> Page:
+        engine = simulator(Slow("Doc 1: Grey."))
+        first = asyncio.create_task(engine.search(SearchRequest("fog", TWO_HOPS, 3)))
+        second = asyncio.create_task(engine.search(SearchRequest("fog", TWO_HOPS, 3, sample=1)))
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(scene()).documents[0].text == "Grey."
 
 
 def test_noise_does_not_depend_on_what_the_chat_model_does_or_when() -> None:
@@ -211,7 +266,7 @@ def test_useful_pages_are_counted() -> None:
         "Doc 1: Lagos!\nDoc 2: b\nDoc 3: c",
         RunError("away"),
     )
-    queries = ["silver anchor", "silver anchor", "silver anchor", "who?", "silver anchor"]
+    queries = ["silver anchor", "silver anchor 2", "silver anchor 3", "who?", "silver anchor 5"]
     counts = counted(chat, 0.0, queries)
     expected = {
         "pages": 5,
@@ -241,7 +296,7 @@ def test_useful_pages_are_counted() -> None:
 
 def test_leaks_into_noisy_pages_are_counted() -> None:
     chat = Writer("Doc 1: By A. Turner.", "Doc 1(Title: Lagos) x", "Doc 1: Lagosian", RunError("away"))
-    counts = counted(chat, 1.0, ["silver anchor"] * 4)
+    counts = counted(chat, 1.0, [f"silver anchor {n}" for n in range(4)])
     assert (counts["leaks"], counts["leak_rate"]) == (2, pytest.approx(2 / 3))
     assert (counts["noise_realised"], counts["noise_scheduled"], counts["hits"]) == (1, 1, 0)
 

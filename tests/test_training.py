@@ -52,6 +52,7 @@ SMALL = [
     "training.deterministic=true",
     "training.learning_rate=1e-3",
     "evaluation.batch=4",
+    "model.dtype=float32",
 ]
 ONLY_RL = ["evaluation.untrained=false", "warm_start.enabled=false", "simulation.tuning.enabled=false"]
 
@@ -124,7 +125,9 @@ def test_a_run_leaves_everything_that_it_found(whole: Path) -> None:
     found = results(whole)
     assert list(found["systems"]) == ["untrained", "after warm start", "after RL"]
     for system in found["systems"].values():
-        assert system["all"]["n"] == 4 and system["conditions"]["engine"] == "bm25" and system["conditions"]["greedy"]
+        conditions = system["conditions"]
+        assert system["all"]["n"] == 4 and conditions["engine"] == "bm25" and conditions["greedy"]
+        assert conditions["questions"] == "world" and conditions["corpus"] == "world"
     assert found["measurements"]["reinforcement_seconds"] > 0
     (last,) = checkpoints(whole / "checkpoints")
     assert last.name == "step-000003"
@@ -419,7 +422,6 @@ def interrupt(run: Run, system: str) -> None:
         ("model.name=./nowhere", "no model folder './nowhere'"),
         ("data.train=missing.jsonl", "missing.jsonl"),
         ("agent.max_length=120", "leaves no room"),
-        ("trainer=verl", "not available in this version"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(

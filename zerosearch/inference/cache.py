@@ -67,7 +67,8 @@ class CacheAttention:
     """Attention of one ragged batch: first the chunks of one token, then the longer ones, in order.
 
     The single tokens of all slots are mixed by two batched products over the slots' memory as it lies,
-    without copying it; a slot that takes no part is computed and thrown away.
+    without copying it; a slot that takes no part is computed and thrown away. Where those are most, the memory
+    of the others is copied together first.
     """
 
     def __init__(self, cache: SlotCache, chunks: list[Chunk]):
@@ -78,15 +79,20 @@ class CacheAttention:
         self.long = [chunk for chunk in chunks if chunk.length > 1]
         assert chunks == self.single + self.long, "single tokens come first"
         if self.single:
-            self.slots = torch.tensor([chunk.slot for chunk in self.single], device=device)
+            slots = torch.tensor([chunk.slot for chunk in self.single], device=device)
             places = torch.tensor([chunk.start for chunk in self.single], device=device)
-            self.high = max(chunk.slot for chunk in self.single) + 1
-            ends = torch.zeros(self.high, dtype=torch.long, device=device)
-            ends[self.slots] = places
-            hidden = torch.arange(cache.room, device=device)[None] > ends[:, None]
+            high = max(chunk.slot for chunk in self.single) + 1
+            self.gathered = slots if 2 * len(self.single) <= high else None
+            # Row of each token in the memory that is mixed, and how much of a slot's memory that is.
+            self.seats = torch.arange(len(slots), device=device) if self.gathered is not None else slots
+            self.seat_count = len(slots) if self.gathered is not None else high
+            self.total = max(chunk.start for chunk in self.single) + 1 if self.gathered is not None else cache.room
+            ends = torch.zeros(self.seat_count, dtype=torch.long, device=device)
+            ends[self.seats] = places
+            hidden = torch.arange(self.total, device=device)[None] > ends[:, None]
             self.bias = torch.zeros(hidden.shape, dtype=dtype, device=device)
             self.bias.masked_fill_(hidden, float("-inf"))
-            rows = self.slots[:, None] * cache.groups + torch.arange(cache.groups, device=device)
+            rows = slots[:, None] * cache.groups + torch.arange(cache.groups, device=device)
             self.rows = (rows * cache.room + places[:, None]).flatten()
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
@@ -109,11 +115,15 @@ class CacheAttention:
 
     def _mix_single(self, keys_SGLD: Tensor, values_SGLD: Tensor, queries_BHD: Tensor) -> Tensor:
         _, heads, width = queries_BHD.shape
-        groups = keys_SGLD.shape[1]
-        queries = queries_BHD.new_zeros(self.high, heads, width)
-        queries[self.slots] = queries_BHD * width**-0.5
-        queries = queries.view(self.high * groups, heads // groups, width)
-        keys, values = keys_SGLD[: self.high].flatten(0, 1), values_SGLD[: self.high].flatten(0, 1)
-        scores = torch.bmm(queries, keys.transpose(1, 2)).view(self.high, heads, -1)
-        weights = (scores + self.bias[:, None]).softmax(-1).view(self.high * groups, heads // groups, -1)
-        return torch.bmm(weights, values).view(self.high, heads, width)[self.slots]
+        seats, groups = self.seat_count, keys_SGLD.shape[1]
+        queries = queries_BHD * width**-0.5
+        if self.gathered is None:
+            queries = queries.new_zeros(seats, heads, width).index_copy_(0, self.seats, queries)
+            keys, values = keys_SGLD[:seats], values_SGLD[:seats]
+        else:
+            keys, values = keys_SGLD[self.gathered, :, : self.total], values_SGLD[self.gathered, :, : self.total]
+        queries = queries.view(seats * groups, heads // groups, width)
+        scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)).view(seats, heads, self.total)
+        weights = (scores + self.bias[:, None]).softmax(-1).view(seats * groups, heads // groups, self.total)
+        mixed = torch.bmm(weights, values.flatten(0, 1)).view(seats, heads, width)
+        return mixed if self.gathered is not None else mixed[self.seats]

@@ -60,13 +60,13 @@ class Display(ABC):
 
 
 @contextmanager
-def open_display(title: str, stages: list[str], stream: TextIO | None = None) -> Iterator[Display]:
+def open_display(title: str, stages: list[str], stream: TextIO | None = None, live: bool = True) -> Iterator[Display]:
     """The display that suits the stream (default: standard output), closed however the block ends.
 
-    A live panel needs a terminal and neither `TERM=dumb` nor `NO_COLOR`; all else gets plain lines.
+    A live panel needs a terminal and neither `TERM=dumb` nor `NO_COLOR`; all else, or `live` off, gets plain lines.
     """
     stream = stream or sys.stdout
-    if stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
+    if live and stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
         panel = PanelDisplay(title, stages, open_console(stream, terminal=True))
         with panel.live:
             yield panel

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import zerosearch
 from zerosearch.errors import RunError, UserError
@@ -100,11 +101,11 @@ class RunFolder:
 
     def append_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to `trajectories/<name>.jsonl`."""
-        JsonLines(self.trajectories / f"{name}.jsonl").append(*rows)
+        self._trajectories(name).append(*rows)
 
     def write_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace `trajectories/<name>.jsonl`."""
-        JsonLines(self.trajectories / f"{name}.jsonl").rewrite(rows)
+        self._trajectories(name).rewrite(rows)
 
     def resume(self, stage: str, step: int) -> None:
         """Go back to where `step` of `stage` was done: later metrics and the stage's later trajectories go.
@@ -119,7 +120,11 @@ class RunFolder:
 
     def read_trajectories(self, name: str) -> list[dict[str, Any]]:
         """The rows of `trajectories/<name>.jsonl`; none where it does not exist."""
-        return JsonLines(self.trajectories / f"{name}.jsonl").read()
+        return self._trajectories(name).read()
+
+    def _trajectories(self, name: str) -> JsonLines:
+        """The file of a stage or a system; signs of its name that a file name cannot hold are quoted as in a URL."""
+        return JsonLines(self.trajectories / f"{quote(name, safe=' ,=+()[]')}.jsonl")
 
 
 def gather_versions() -> dict[str, str | bool | None]:

@@ -56,7 +56,8 @@ def run_controls(path: Path) -> None:
     }
     if recipe.search.type == "simulated":
         controls |= {SIMULATED.format(noise): partial(_simulated, noise=noise) for noise in NOISES}
-    with open_display(f"controls of {folder.path.name}", [f"evaluation {name}" for name in controls]) as display:
+    title, stages = f"controls of {folder.path.name}", [f"evaluation {name}" for name in controls]
+    with open_display(title, stages, live=recipe.report.live) as display:
         run = Run(recipe, folder, display)
         for name, control in controls.items():
             if name not in folder.read_results().systems:

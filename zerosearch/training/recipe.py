@@ -40,9 +40,9 @@ class Data(Section):
     """The questions."""
 
     train: Annotated[str, Field(min_length=1)] = "world"
-    """Training questions: `world`, a .parquet or .jsonl file, or a hub name."""
+    """Training questions: `world`, a .parquet or .jsonl file, a folder that holds `train.jsonl`, or a hub name."""
     test: Annotated[str, Field(min_length=1)] = "world"
-    """Test questions: `world`, a .parquet or .jsonl file, or a hub name."""
+    """Test questions: `world`, a .parquet or .jsonl file, a folder that holds `test.jsonl`, or a hub name."""
     train_limit: Count = 0
     """Training questions used, the same for every seed; 0 = all."""
     test_limit: Count = 0
@@ -59,7 +59,7 @@ class Search(Section):
     corpus: Annotated[str, Field(min_length=1)] = "world"
     """Passages of the real engine: `world`, a .jsonl or .jsonl.gz file, or a folder of `zerosearch search index`."""
     failure_threshold: Share = 0.1
-    """The run stops when more than this share of a step's searches fails."""
+    """The run stops when more than this share of the episodes of a step or a test end because a search failed."""
 
     @field_validator("type", mode="before")
     @classmethod
@@ -209,7 +209,7 @@ class Training(Section):
     max_grad_norm: PositiveFloat = 1.0
     """The gradient is scaled down to this norm where it is longer."""
     micro_batch_tokens: Positive = 2048
-    """Tokens, padding included, in one forward and backward pass; lower it to save memory."""
+    """Tokens in one forward and backward pass; lower it to save memory."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     save_every: Count = 10
@@ -280,7 +280,7 @@ class Recipe(Section):
     """A whole recipe."""
 
     trainer: Literal["local", "verl"] = "local"
-    """`local` (one process, CPU or one GPU) or `verl` (many GPUs)."""
+    """`local`: one process, CPU or one GPU. (`verl`, for many GPUs, is not available in this version.)"""
     seed: Count = 0
     """Seed of everything that is drawn."""
     output: str = ""
@@ -298,6 +298,13 @@ class Recipe(Section):
     reward: Reward = Reward()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
+
+    @field_validator("trainer")
+    @classmethod
+    def _trainer_available(cls, value: str) -> str:
+        if value != "local":
+            raise ValueError(f'trainer = "{value}" is not available in this version; use "local"')
+        return value
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

@@ -104,6 +104,12 @@ class Run:
         """The engine of the test, over the whole corpus."""
         return CountingEngine(BM25Engine(self.corpus))
 
+    @property
+    def test_engine(self) -> CountingEngine | None:
+        """The engine that the recipe's evaluation searches with, if it searches."""
+        recipe = self.recipe
+        return self.real_engine if recipe.evaluation.engine == "bm25" and recipe.agent.max_turns else None
+
     @cached_property
     def teaching_engine(self) -> BM25Engine:
         """A real engine without passages of the test half, for demonstrations and simulator tuning."""

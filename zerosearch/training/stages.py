@@ -41,10 +41,9 @@ def train(recipe: Recipe) -> None:
     Raises:
         UserError: something in the recipe or its files is wrong. RunError: the run could not go on.
     """
-    if recipe.trainer != "local":
-        raise UserError(f'trainer = "{recipe.trainer}" is not available in this version: use trainer = "local"')
     folder = open_folder(recipe)
-    with open_display(f"zerosearch {Path(recipe.output).name}", stage_names(recipe)) as display:
+    title = f"zerosearch {Path(recipe.output).name}"
+    with open_display(title, stage_names(recipe), live=recipe.report.live) as display:
         run = Run(recipe, folder, display)
         if recipe.evaluation.untrained:
             evaluate_policy(run, UNTRAINED)
@@ -184,9 +183,7 @@ def evaluate_policy(run: Run, system: str) -> None:
     """Measure the policy as it is now with the real engine on the test questions, unless that is done."""
     if system in run.folder.read_results().systems:
         return
-    recipe = run.recipe
-    engine = run.real_engine if recipe.evaluation.engine == "bm25" and recipe.agent.max_turns else None
-    measure(run, system, engine)
+    measure(run, system, run.test_engine)
 
 
 def measure(
@@ -229,7 +226,9 @@ def measure(
         system, ({**t.to_json(), "f1": s.f1, "em": s.em} for t, s in zip(trajectories, scored, strict=True))
     )
     conditions: dict[str, Scalar] = {
+        "questions": recipe.data.test,
         "engine": engine.name if engine else "none",
+        "corpus": recipe.search.corpus,
         "k": settings.k,
         "max_turns": settings.max_turns,
         "model": recipe.model.name,
@@ -272,8 +271,9 @@ def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> N
     if not trained:
         raise UserError(f"{path} holds no trained policy yet: let its training reach a checkpoint first")
     system = name or ", ".join([TRAINED, *overrides])
-    with open_display(f"evaluation of {folder.path.name}", [f"evaluation {system}"]) as display:
+    title, stages = f"evaluation of {folder.path.name}", [f"evaluation {system}"]
+    with open_display(title, stages, live=recipe.report.live) as display:
         run = Run(recipe, folder, display)
         run.take_policy(str(trained[-1]))
-        measure(run, system, run.real_engine if recipe.evaluation.engine == "bm25" else None)
+        measure(run, system, run.test_engine)
     show_results(folder.read_results())
