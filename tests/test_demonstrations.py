@@ -130,6 +130,17 @@ def test_a_script_looks_for_each_hop_and_then_answers() -> None:
     assert script(question, BM25Engine(corpus[1:]), 1, in_vain=None) is None
 
 
+def test_without_searches_the_facts_are_recalled_and_the_prompt_speaks_of_no_engine() -> None:
+    settings = EpisodeSettings(max_turns=0, max_tokens_per_turn=200, max_length=6000)
+    made = asyncio.run(demonstrate(build_world().train, engine(), TOKENS, settings, 20, 0))
+    assert len(made) == 20 and not any(trajectory.searches for trajectory in made)
+    for trajectory in made:
+        assert all("<search>" not in segment.text for segment in trajectory.segments)
+        thought = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
+        assert all(hop.answers[0] in thought for hop in trajectory.question.hops)
+        assert trajectory.answer == trajectory.question.golden_answers[0]
+
+
 def test_supervised_learning_reads_the_episode_and_learns_what_the_policy_wrote() -> None:
     for trajectory in demonstrations(7):
         tree = supervised_tree(trajectory)

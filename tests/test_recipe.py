@@ -176,6 +176,18 @@ def test_an_engine_of_a_later_version_says_so(kind: str) -> None:
     assert "not available in this version" in mistake(f"search.type={kind}")
 
 
+def test_the_recipes_that_world_is_compared_with_differ_in_the_engine_alone() -> None:
+    simulated, real, none = (load_recipe(name) for name in ("world", "world-bm25", "world-none"))
+    assert (simulated.search.type, real.search.type, none.search.type) == ("simulated", "bm25", "none")
+    same = {"search": none.search, "simulation": none.simulation, "output": ""}
+    assert real.model_copy(update={**same, "agent": none.agent, "evaluation": none.evaluation}) == none.model_copy(
+        update=same
+    )
+    assert none.agent == real.agent.model_copy(update={"max_turns": 0})
+    assert none.evaluation == real.evaluation.model_copy(update={"engine": "none"})
+    assert simulated.model_copy(update=same) == real.model_copy(update=same)
+
+
 def test_a_trainer_of_a_later_version_says_so() -> None:
     assert "not available in this version" in mistake("trainer=verl")
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zerosearch.agent.episode import Agent, EpisodeSettings
+from zerosearch.agent.protocol import TagProtocol
 from zerosearch.agent.trajectory import Trajectory
-from zerosearch.data import Document, Question
+from zerosearch.data import Document, Hop, Question
 from zerosearch.errors import UserError
 from zerosearch.inference.packed import Branch, Tree
 from zerosearch.inference.sampler import Sample, SamplingRequest
@@ -70,13 +71,24 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
             turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", next_page))
             known, wish = "", f"That does not tell the {hop.relation} of {hop.subject}."
         turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", page))
-        known = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}. "
-    conclusion = known
+        known = _fact(hop)
+    return [*turns, _conclusion(question, known)]
+
+
+def recall(question: Question) -> list[Turn]:
+    """Return the one turn that answers from memory, hop by hop: for a policy that has no engine."""
+    return [_conclusion(question, "".join(map(_fact, question.hops)))]
+
+
+def _fact(hop: Hop) -> str:
+    return f"The {hop.relation} of {hop.subject} is {hop.answers[0]}. "
+
+
+def _conclusion(question: Question, known: str) -> Turn:
+    answer = question.golden_answers[0]
     if question.kind == "comparison":
-        values = " and ".join(hop.answers[0] for hop in question.hops)
-        conclusion = f"{known}Of {values} it is {question.golden_answers[0]}. "
-    turns.append(Turn(f"<think> {conclusion}</think>\n<answer> {question.golden_answers[0]} </answer>"))
-    return turns
+        known = f"{known}Of {' and '.join(hop.answers[0] for hop in question.hops)} it is {answer}. "
+    return Turn(f"<think> {known}</think>\n<answer> {answer} </answer>")
 
 
 async def demonstrate(
@@ -106,12 +118,14 @@ async def demonstrate(
             if len(demonstrations) == count or not family:
                 continue
             question = family.pop()
-            vain = generator.random() < in_vain_share
-            turns = script(question, engine, settings.k, generator.randrange(len(question.hops)) if vain else None)
+            in_vain = generator.randrange(len(question.hops)) if generator.random() < in_vain_share else None
+            turns = script(question, engine, settings.k, in_vain) if settings.max_turns else recall(question)
             if turns is None or len(turns) > settings.max_turns + 1:
                 continue
             play = _Script(tokenizer, turns)
-            trajectory = await Agent(play, tokenizer, play, settings).episode(question)
+            searched = play if settings.max_turns else None
+            protocol = TagProtocol(searches=searched is not None)
+            trajectory = await Agent(play, tokenizer, searched, settings, protocol).episode(question)
             if trajectory.answer in question.golden_answers:
                 demonstrations.append(trajectory)
     if len(demonstrations) < count:
