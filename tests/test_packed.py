@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from zerosearch.inference.packed import Branch, Tree, micro_batches, score
+from zerosearch.inference.packed import Branch, Tree, _Chosen, micro_batches, score
 from zerosearch.inference.supervised import SupervisedSettings, learn
 
 TOKEN = st.integers(3, 300)
@@ -39,6 +39,21 @@ def alone(model: PreTrainedModel, trees: Sequence[Tree], temperature: float = 1.
             for index, wanted in enumerate(branch.wanted):
                 if wanted:
                     yield table[len(tree.prefix) + index - 1].log_softmax(-1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradients_of_chosen_tokens_are_those_of_a_plain_log_softmax(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(100, 37, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(37, (100,), generator=generator)
+    weights = torch.randn(100, generator=generator, dtype=torch.float64)
+    plain = (logits / temperature).log_softmax(-1)
+    chosen = plain.gather(-1, targets[:, None])[:, 0]
+    (expected,) = torch.autograd.grad((chosen * weights).sum(), logits)
+    log_probs, entropies = _Chosen.apply(logits * 1.0, targets, temperature)
+    (found,) = torch.autograd.grad((log_probs * weights).sum(), logits)
+    assert torch.allclose(log_probs, chosen) and torch.allclose(found, expected)
+    assert torch.allclose(entropies, -(plain.exp() * plain).sum(-1)) and not entropies.requires_grad
 
 
 def wanted_tokens(trees: Sequence[Tree]) -> list[int]:

@@ -6,7 +6,7 @@ of a micro-batch lie in one row of tokens. Only the tokens before a wanted one p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -108,14 +108,44 @@ def score(
             TreeAttention(trees),
         )
         logits = model.lm_head(hidden[torch.tensor(before, device=device)])
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature != 1.0:
-        logits = logits / temperature
-    log_probs = torch.log_softmax(logits, dim=-1)
-    with torch.no_grad():
-        entropies = -(log_probs.exp() * log_probs).sum(-1)
-    chosen = log_probs.gather(-1, torch.tensor(targets, device=device)[:, None])[:, 0]
-    return Scores(chosen, entropies)
+    return Scores(*_Chosen.apply(logits, torch.tensor(targets, device=device), temperature))
+
+
+class _Chosen(torch.autograd.Function):
+    """Log-probability and entropy of one chosen token of each row of logits (W, V).
+
+    Rows are taken a few at a time, so that what is computed of them stays in the processor's memory, and the
+    gradient is written over the logits: nothing else of the vocabulary's size is ever held.
+    """
+
+    rows = 48
+
+    @staticmethod
+    def forward(ctx: Any, logits_WV: Tensor, targets_W: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(logits_WV.dtype, torch.float32)
+        sums, chosen, entropies = [], [], []
+        for logits, targets in zip(logits_WV.split(_Chosen.rows), targets_W.split(_Chosen.rows), strict=True):
+            scaled = logits.to(dtype) / temperature
+            total = scaled.logsumexp(-1)
+            chosen.append(scaled.gather(-1, targets[:, None])[:, 0] - total)
+            probs = (scaled - total[:, None]).exp_()
+            entropies.append(total - probs.mul_(scaled).sum(-1))
+            sums.append(total)
+        ctx.temperature = temperature
+        ctx.save_for_backward(logits_WV, targets_W, torch.cat(sums))
+        entropies_W = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropies_W)
+        return torch.cat(chosen), entropies_W
+
+    @staticmethod
+    def backward(ctx: Any, gradient_W: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        logits_WV, targets_W, sums_W = ctx.saved_tensors
+        parts = (each.split(_Chosen.rows) for each in (logits_WV, targets_W, sums_W, gradient_W / ctx.temperature))
+        for logits, targets, total, gradient in zip(*parts, strict=True):
+            slope = (logits.to(total.dtype) / ctx.temperature - total[:, None]).exp_().mul_(-gradient[:, None])
+            slope.scatter_add_(-1, targets[:, None], gradient[:, None])
+            logits.copy_(slope)
+        return logits_WV, None, None
 
 
 def micro_batches(trees: Sequence[Tree], limit: int) -> list[list[Tree]]:
