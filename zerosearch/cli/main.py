@@ -44,8 +44,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit code.
     """
     show_log()
-    # Read by torch when it is imported: large tensors in large pages, which the system hands out faster.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from zerosearch.cli.app import app
