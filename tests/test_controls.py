@@ -92,7 +92,7 @@ def test_a_run_is_measured_under_other_conditions(run: Path) -> None:
 def test_a_measurement_may_be_named_after_a_path(run: Path) -> None:
     """The name that `data.test=dir/questions.jsonl` gives is no file name."""
     with pytest.raises(SystemExit) as ended:
-        command(["eval", str(run), "agent.max_turns=0", "--name", "after RL, data.test=a/b.jsonl"])
+        command(["eval", str(run), "evaluation.engine=none", "--name", "after RL, data.test=a/b.jsonl"])
     assert not ended.value.code
     assert results(run)["systems"]["after RL, data.test=a/b.jsonl"]["conditions"]["engine"] == "none"
     assert [path.name for path in (run / "trajectories").glob("*%2F*")] == ["after RL, data.test=a%2Fb.jsonl.jsonl"]

@@ -90,8 +90,8 @@ def test_overrides_are_toml_values_and_bare_text(override: str, key: str, value:
 
 
 def test_the_last_override_wins_and_the_others_stay() -> None:
-    recipe = load_recipe("world", ["training.steps=5", "training.questions_per_step=2", "training.steps=6"])
-    assert (recipe.training.steps, recipe.training.questions_per_step) == (6, 2)
+    recipe = load_recipe("world", ["training.steps=5", "training.questions_per_step=8", "training.steps=6"])
+    assert (recipe.training.steps, recipe.training.questions_per_step) == (6, 8)
 
 
 def test_servers_may_be_listed_with_commas() -> None:

@@ -36,7 +36,8 @@ class Player:
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe("world", ["training.questions_per_step=3", "training.samples_per_question=4", *overrides])
+    small = ["training.questions_per_step=3", "training.samples_per_question=4", "algorithm.mini_batches=1"]
+    return load_recipe("world", [*small, *overrides])
 
 
 def run(player: Player, order: QuestionOrder, made: Recipe, step: int = 5) -> list[Group]:

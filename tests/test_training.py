@@ -46,6 +46,7 @@ SMALL = [
     "agent.max_observation_tokens=64",
     "training.steps=3",
     "training.questions_per_step=2",
+    "algorithm.mini_batches=1",
     "training.samples_per_question=3",
     "training.save_every=1",
     "training.threads=1",
@@ -235,7 +236,7 @@ def test_what_teaches_finds_nothing_of_the_test_half(model: Path, tmp_path: Path
 def test_a_run_meets_an_index_of_ones_own(model: Path, tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     BM25Engine([Document("Cobblestone", "its founder", "1")]).save(tmp_path / "index", "mine.jsonl")
-    few = ["search.type=bm25", f"search.corpus={tmp_path / 'index'}", "training.steps=1", "data.test_limit=1"]
+    few = ["search.type=bm25", f"search.corpus={tmp_path / 'index'}", "training.steps=1", "data.test_limit=8"]
     run = carry_out(model, tmp_path / "run", *few, *ONLY_RL)
     for stage in ("reinforcement", "after RL"):
         assert any("Cobblestone" in s["text"] for t in trajectories(run, stage) for s in t["segments"])

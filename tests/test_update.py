@@ -29,7 +29,7 @@ REWARDS = st.lists(
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe("world", ["training.max_grad_norm=1e9", *overrides])
+    return load_recipe("world", ["training.max_grad_norm=1e9", "algorithm.mini_batches=1", *overrides])
 
 
 # Advantages
