@@ -1,6 +1,7 @@
 """Keys and values of many sequences, each in a slot of its own, and attention over them."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,43 +25,51 @@ class Chunk:
 class SlotCache:
     """Keys and values of each layer, of shape (slots, groups, room, width).
 
-    The room, the tokens that a slot can hold, grows with the longest sequence: what attention reads is then dense,
-    which products on CPU ask for (they copy a part of a larger memory before they multiply it).
+    The room, the tokens that a slot can hold, grows with the longest sequence up to `length`: what attention reads is
+    then dense, which products on CPU ask for (they copy a part of a larger memory before they multiply it). The memory
+    is taken once, and is in use as far as it was ever filled.
     """
 
     block = 64
-    """The room is a multiple of this."""
+    """The room is a multiple of this, or `length`."""
 
-    def __init__(self, config: "PretrainedConfig", slots: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, config: "PretrainedConfig", slots: int, length: int, dtype: torch.dtype, device: torch.device):
         self.groups = config.num_key_value_heads
-        self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._layers, self._dtype, self._device = config.num_hidden_layers, dtype, device
-        self.slots = slots
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._slots, self._width = slots, width
+        self._length = length
+        size = slots * self.groups * length * width
+        self._keys, self._values = (
+            [torch.zeros(size, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2)
+        )
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything and take as little memory as at first."""
-        self.room = 0
-        self.keys = [self._memory(0) for _ in range(self._layers)]
-        self.values = [self._memory(0) for _ in range(self._layers)]
+        """Forget everything."""
+        self._lay_out(0)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in every slot; what the slots hold stays."""
         if length <= self.room:
             return
-        held, self.room = self.room, -(-length // self.block) * self.block
-        for memory in (self.keys, self.values):
-            for layer, old in enumerate(memory):
-                memory[layer] = self._memory(self.room)
-                memory[layer][:, :, :held] = old
+        held, earlier = self.room, (self.keys, self.values)
+        self._lay_out(min(self._length, -(-length // self.block) * self.block))
+        for memory, old in zip((self.keys, self.values), earlier, strict=True):
+            for new, known in zip(memory, old, strict=True):
+                known = known.clone()  # lies in the same place
+                new[:, :, :held] = known
+                new[:, :, held:] = 0
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give `target` the first `length` tokens of `source`."""
         for memory in (*self.keys, *self.values):
             memory[target, :, :length] = memory[source, :, :length]
 
-    def _memory(self, room: int) -> Tensor:
-        return torch.zeros((self.slots, self.groups, room, self._width), dtype=self._dtype, device=self._device)
+    def _lay_out(self, room: int) -> None:
+        shape = (self._slots, self.groups, room, self._width)
+        self.room = room
+        self.keys = [flat[: prod(shape)].view(shape) for flat in self._keys]
+        self.values = [flat[: prod(shape)].view(shape) for flat in self._values]
 
 
 class CacheAttention:

@@ -19,6 +19,7 @@ import torch
 from zerosearch.errors import UserError
 from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
 from zerosearch.inference.decoder import SUPPORTED, hidden_states
+from zerosearch.inference.models import in_dtype
 from zerosearch.inference.sampler import Sample, SamplingRequest, StopReason
 
 if TYPE_CHECKING:
@@ -151,10 +152,10 @@ class LocalSampler:
                 f"choose a model of type {', '.join(sorted(SUPPORTED))}"
             )
         self._source, self._dtype = model, dtype
-        self.model = model if model.dtype == dtype else _converted(model, dtype)
+        self.model = model if model.dtype == dtype else in_dtype(copy.deepcopy(model), dtype)
         self.tokenizer = tokenizer
         self.length = length
-        self.cache = SlotCache(model.config, slots, dtype, model.device)
+        self.cache = SlotCache(model.config, slots, length, dtype, model.device)
         self._known = np.full((slots, length), -1, dtype=np.int64)
         self._known_length = np.zeros(slots, dtype=np.int64)
         self._prompt_length = np.zeros(slots, dtype=np.int64)
@@ -349,13 +350,6 @@ class LocalSampler:
 def _leading(true_SL: np.ndarray) -> np.ndarray:
     """How many values at the start of each row are true."""
     return np.where(true_SL.all(1), true_SL.shape[1], true_SL.argmin(1))
-
-
-def _converted(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
-    """Return a copy that computes in another type, except for the angles of positions, which need their digits."""
-    copied = copy.deepcopy(model).to(dtype)
-    copied.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
-    return copied
 
 
 def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:

@@ -1,5 +1,9 @@
 """Loading models and tokenizers, and choosing how they compute."""
 
+import contextlib
+import copy
+import ctypes
+import gc
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -48,6 +52,21 @@ def load_model(name: str) -> "PreTrainedModel":
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model '{name}' cannot be loaded: {_first_sentence(error)}") from error
     return model.to(device()).eval()
+
+
+def in_dtype(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
+    """Let a model compute in another type, except for the angles of positions, which need their digits."""
+    angles = copy.deepcopy(model.model.rotary_emb)
+    model.to(dtype)
+    model.model.rotary_emb = angles
+    return model
+
+
+def release_memory() -> None:
+    """Give what is free back to the system: between two stages, the C library would keep most of it."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":

@@ -1,6 +1,5 @@
 """What all stages of a run share: recipe, folder, models, engines, questions."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
 from zerosearch.inference.local import Lane, LocalSampler
-from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
+from zerosearch.inference.models import compute_dtype, in_dtype, load_model, load_tokenizer, release_memory
 from zerosearch.inference.sampled_chat import SampledChat
 from zerosearch.inference.tokens import encode_chat
 from zerosearch.report.panel import Display
@@ -72,9 +71,13 @@ class Run:
         Raises:
             RunError: the folder's weights are damaged.
         """
-        self._policy = None
-        gc.collect()
+        self.drop_policy()
         self._policy = self._load(path)
+
+    def drop_policy(self) -> None:
+        """Free the memory of the policy and of what used it, until it is taken again."""
+        self._policy = None
+        release_memory()
 
     def _load(self, name: str) -> "PreTrainedModel":
         if Path(name).is_relative_to(self.folder.checkpoints):
@@ -173,5 +176,6 @@ class Run:
         frames = [self.template.render("", "", "?", noise, self.recipe.search.k) for noise in get_args(Noise)]
         frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
         length = frame + SIMULATOR_ROOM + self.recipe.agent.max_tokens_per_turn + simulation.max_tokens
-        sampler = LocalSampler(self._load(name), tokenizer, simulation.concurrency, length, self.lane, self.dtype)
+        model = in_dtype(self._load(name), self.dtype)
+        sampler = LocalSampler(model, tokenizer, simulation.concurrency, length, self.lane, self.dtype)
         return SampledChat(sampler, tokenizer, "simulator")

@@ -101,6 +101,7 @@ def tune_simulator(run: Run) -> None:
     if recipe.search.type != "simulated" or not tuning.enabled or target.is_dir():
         return
     started = time.perf_counter()
+    run.drop_policy()
     run.folder.resume("simulator tuning", 0)
     run.display.stage("simulator tuning", -(-tuning.pages // tuning.batch_size) * tuning.epochs)
     pages = collect_pages(run.train_questions, run.teaching_engine, recipe.search.k, tuning.pages, recipe.seed)

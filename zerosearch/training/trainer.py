@@ -1,7 +1,6 @@
 """The local trainer: reinforcement learning of one policy in one process."""
 
 import asyncio
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from zerosearch.inference.models import load_model
+from zerosearch.inference.models import load_model, release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import SearchEngine
@@ -96,7 +95,7 @@ def reinforce(run: Run, start: str) -> None:
         real_searches_in_training=sum(row["real_searches"] for row in rows) if counted else None,
     )
     del sampler, agent, engine, optimizer, reference
-    gc.collect()
+    release_memory()
 
 
 SHOWN = (
