@@ -1,6 +1,7 @@
 """What all tests share: the published data where it is there, and how many tests went without it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,27 @@ def shared_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no published data in {DATA}")
     return DATA
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a two-layer model."""
+    import tiny
+
+    return tiny.folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def lively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the two-layer model act; what a run sets for the whole process is undone."""
+    import tiny
+    import torch
+
+    tiny.act_by_chance(monkeypatch.setattr)
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

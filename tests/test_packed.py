@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from zerosearch.inference.packed import Branch, Tree, _Chosen, micro_batches, score
+from zerosearch.inference.packed import Branch, SelectiveLogSoftmax, Tree, micro_batches, score
 from zerosearch.inference.supervised import SupervisedSettings, learn
 
 TOKEN = st.integers(3, 300)
@@ -50,7 +50,7 @@ def test_gradients_of_chosen_tokens_are_those_of_a_plain_log_softmax(temperature
     plain = (logits / temperature).log_softmax(-1)
     chosen = plain.gather(-1, targets[:, None])[:, 0]
     (expected,) = torch.autograd.grad((chosen * weights).sum(), logits)
-    log_probs, entropies = _Chosen.apply(logits * 1.0, targets, temperature)
+    log_probs, entropies = SelectiveLogSoftmax.apply(logits * 1.0, targets, temperature)
     (found,) = torch.autograd.grad((log_probs * weights).sum(), logits)
     assert torch.allclose(log_probs, chosen) and torch.allclose(found, expected)
     assert torch.allclose(entropies, -(plain.exp() * plain).sum(-1)) and not entropies.requires_grad

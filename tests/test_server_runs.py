@@ -3,36 +3,21 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import torch
 from test_training import ONLY_RL, arguments, results, rows, trajectories
 
 from zerosearch.cli.main import run as command
 from zerosearch.simulation.template import load_template
 from zerosearch.training.checkpoint import checkpoints
 
+pytestmark = pytest.mark.usefixtures("lively")
+
 PROMPT = load_template("prompt")
 PAGE = "Doc 1(Title: A) Made in 1931.\nDoc 2(Title: B) x.\nDoc 3(Title: C) y."
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def lively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    tiny.act_by_chance(monkeypatch.setattr)
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 class ChatServer(ThreadingHTTPServer):

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +54,9 @@ SMALL = [
     "evaluation.batch=4",
     "model.dtype=float32",
 ]
+pytestmark = pytest.mark.usefixtures("lively")
+
 ONLY_RL = ["evaluation.untrained=false", "warm_start.enabled=false", "simulation.tuning.enabled=false"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def lively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    tiny.act_by_chance(monkeypatch.setattr)
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def arguments(model: Path, output: Path, *overrides: str) -> list[str]:

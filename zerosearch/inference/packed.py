@@ -108,10 +108,10 @@ def score(
             TreeAttention(trees),
         )
         logits = model.lm_head(hidden[torch.tensor(before, device=device)])
-    return Scores(*_Chosen.apply(logits, torch.tensor(targets, device=device), temperature))
+    return Scores(*SelectiveLogSoftmax.apply(logits, torch.tensor(targets, device=device), temperature))
 
 
-class _Chosen(torch.autograd.Function):
+class SelectiveLogSoftmax(torch.autograd.Function):
     """Log-probability and entropy of one chosen token of each row of logits (W, V).
 
     Rows are taken a few at a time, so that what is computed of them stays in the processor's memory, and the
@@ -124,7 +124,9 @@ class _Chosen(torch.autograd.Function):
     def forward(ctx: Any, logits_WV: Tensor, targets_W: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits_WV.dtype, torch.float32)
         sums, chosen, entropies = [], [], []
-        for logits, targets in zip(logits_WV.split(_Chosen.rows), targets_W.split(_Chosen.rows), strict=True):
+        for logits, targets in zip(
+            logits_WV.split(SelectiveLogSoftmax.rows), targets_W.split(SelectiveLogSoftmax.rows), strict=True
+        ):
             scaled = logits.to(dtype) / temperature
             total = scaled.logsumexp(-1)
             chosen.append(scaled.gather(-1, targets[:, None])[:, 0] - total)
@@ -140,7 +142,10 @@ class _Chosen(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_W: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         logits_WV, targets_W, sums_W = ctx.saved_tensors
-        parts = (each.split(_Chosen.rows) for each in (logits_WV, targets_W, sums_W, gradient_W / ctx.temperature))
+        parts = (
+            each.split(SelectiveLogSoftmax.rows)
+            for each in (logits_WV, targets_W, sums_W, gradient_W / ctx.temperature)
+        )
         for logits, targets, total, gradient in zip(*parts, strict=True):
             slope = (logits.to(total.dtype) / ctx.temperature - total[:, None]).exp_().mul_(-gradient[:, None])
             slope.scatter_add_(-1, targets[:, None], gradient[:, None])
