@@ -82,6 +82,22 @@ def test_each_hop_is_searched_and_some_in_vain() -> None:
             assert any(holds_answer([Document("", text)], hop.answers) for text in seen)
 
 
+def test_the_first_thought_tells_the_whole_plan() -> None:
+    first, second = Hop("A", "founder", ("B",)), Hop("B", "birth year", ("1900",))
+    other = Hop("C", "birth year", ("1901",))
+
+    def plan(*hops: Hop) -> str:
+        engine = BM25Engine([Document(f"{hop.subject}", f"{hop.relation}: {hop.answers[0]}") for hop in hops])
+        turns = script(Question("1", "?", ("x",), "d", hops=hops), engine, 3, None)
+        assert turns is not None
+        return turns[0].text.splitlines()[0]
+
+    assert plan(first) == "<think> I need the founder of A. </think>"
+    assert plan(first, second) == "<think> I need the founder of A and then its birth year. </think>"
+    assert plan(second, other) == "<think> I need the birth year of B and of C. </think>"
+    assert plan(first, other) == "<think> I need the founder of A and the birth year of C. </think>"
+
+
 def test_every_family_is_shown() -> None:
     shown = {trajectory.question.family for trajectory in demonstrations()}
     assert shown == {question.family for question in build_world().train}

@@ -196,7 +196,7 @@ def test_samplers_on_one_lane_take_turns() -> None:
         assert [s.token_ids for s in found[place::2]] == [s.token_ids for s in expected]
 
 
-def test_a_deterministic_lane_takes_the_same_steps_however_long_they_take() -> None:
+def test_a_lane_takes_the_same_steps_however_long_they_take() -> None:
     async def episode(which: LocalSampler, number: int) -> Sample:
         first = await which.sample(SamplingRequest([*PROMPT, number], 3 + number % 4, seed=number))
         for _ in range(200 * number):
@@ -207,7 +207,7 @@ def test_a_deterministic_lane_takes_the_same_steps_however_long_they_take() -> N
         return await asyncio.gather(*[episode(which, number) for number in range(12)])
 
     def steps(seconds: float) -> tuple[list[Sample], list[list[int]]]:
-        which = sampler(slots=16, lane=Lane(deterministic=True))
+        which = sampler(slots=16, lane=Lane())
         batches: list[list[int]] = []
         forward = which._forward
 

@@ -1,7 +1,7 @@
 """Packed scoring: the same numbers and gradients as each sequence alone, and nothing of unwanted tokens."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import combinations
 
 import pytest
 import tiny
@@ -163,14 +163,15 @@ def test_products_in_another_type_leave_weights_and_scores_in_full() -> None:
     assert not torch.equal(scores.log_probs, score(model, FIXED).log_probs)
 
 
-@given(TREES, st.integers(1, 60))
-def test_micro_batches_keep_order_and_limit(trees: list[Tree], limit: int) -> None:
-    batches = micro_batches(trees, limit)
-    assert [tree for batch in batches for tree in batch] == trees
-    for batch in batches:
-        assert len(batch) == 1 or sum(tree.tokens for tree in batch) <= limit
-    for batch, after in pairwise(batches):
-        assert sum(tree.tokens for tree in batch) + after[0].tokens > limit, "what fits together stays together"
+@given(st.lists(st.integers(1, 40)), st.integers(1, 60))
+def test_micro_batches_are_few_and_keep_to_the_limit(sizes: list[int], limit: int) -> None:
+    items = list(enumerate(sizes))
+    batches = micro_batches(items, limit, lambda item: item[1])
+    assert sorted(item for batch in batches for item in batch) == items
+    totals = [sum(size for _, size in batch) for batch in batches]
+    for batch, total in zip(batches, totals, strict=True):
+        assert len(batch) == 1 or total <= limit
+    assert all(one + other > limit for one, other in combinations(totals, 2)), "what fits together stays together"
 
 
 # Supervised learning

@@ -29,7 +29,8 @@ REWARDS = st.lists(
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe("world", ["training.max_grad_norm=1e9", "algorithm.mini_batches=1", *overrides])
+    plain = ["training.max_grad_norm=1e9", "training.temperature=1", "algorithm.mini_batches=1"]
+    return load_recipe("world", [*plain, *overrides])
 
 
 # Advantages

@@ -27,7 +27,7 @@ class SlotCache:
 
     The room, the tokens that a slot can hold, grows with the longest sequence up to `length`: what attention reads is
     then dense, which products on CPU ask for (they copy a part of a larger memory before they multiply it). The memory
-    is taken once, and is in use as far as it was ever filled.
+    is taken when a sequence first needs it, in use as far as it is filled, and given back by `clear`.
     """
 
     block = 64
@@ -36,40 +36,38 @@ class SlotCache:
     def __init__(self, config: "PretrainedConfig", slots: int, length: int, dtype: torch.dtype, device: torch.device):
         self.groups = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._slots, self._width = slots, width
-        self._length = length
-        size = slots * self.groups * length * width
-        self._keys, self._values = (
-            [torch.zeros(size, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)] for _ in range(2)
-        )
+        self._shape = (2, config.num_hidden_layers, slots * self.groups * length * width)
+        self._slots, self._length, self._width = slots, length, width
+        self._dtype, self._device = dtype, device
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
-        self._lay_out(0)
+        """Forget everything and give the memory back."""
+        self.room = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._memory: Tensor | None = None
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in every slot; what the slots hold stays."""
         if length <= self.room:
             return
-        held, earlier = self.room, (self.keys, self.values)
-        self._lay_out(min(self._length, -(-length // self.block) * self.block))
-        for memory, old in zip((self.keys, self.values), earlier, strict=True):
-            for new, known in zip(memory, old, strict=True):
-                known = known.clone()  # lies in the same place
-                new[:, :, :held] = known
-                new[:, :, held:] = 0
+        held, earlier = self.room, [*self.keys, *self.values]
+        self.room = min(self._length, -(-length // self.block) * self.block)
+        if self._memory is None:
+            # Empty, so that the system gives only those pages that are written to.
+            self._memory = torch.empty(self._shape, dtype=self._dtype, device=self._device)
+        shape = (self._slots, self.groups, self.room, self._width)
+        self.keys, self.values = ([flat[: prod(shape)].view(shape) for flat in half] for half in self._memory)
+        for index, new in enumerate((*self.keys, *self.values)):
+            if held:
+                new[:, :, :held] = earlier[index].clone()  # lies in the same place
+            new[:, :, held:] = 0
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give `target` the first `length` tokens of `source`."""
         for memory in (*self.keys, *self.values):
             memory[target, :, :length] = memory[source, :, :length]
-
-    def _lay_out(self, room: int) -> None:
-        shape = (self._slots, self.groups, room, self._width)
-        self.room = room
-        self.keys = [flat[: prod(shape)].view(shape) for flat in self._keys]
-        self.values = [flat[: prod(shape)].view(shape) for flat in self._values]
 
 
 class CacheAttention:

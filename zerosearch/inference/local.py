@@ -8,7 +8,6 @@ request gives its slot to the next one at once.
 import asyncio
 import copy
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -29,18 +28,17 @@ if TYPE_CHECKING:
 class Lane:
     """The machine's one place for computing: samplers that share it take turns.
 
+    Steps run in the event loop itself and hold it up while they last. A thread of their own would have a second
+    pool of OpenMP threads beside the main thread's; with more of those than cores, libgomp lets them sleep between
+    operations, and each step takes about twice as long.
+
     A step costs nearly as much for few requests as for many, so a sampler keeps the turn until another one has
     `worth_turning` times as many requests: batches then gather instead of halving.
-
-    deterministic: steps run in the event loop itself and hold it up, so that no timing decides which requests
-        a step takes in.
     """
 
     worth_turning = 4
 
-    def __init__(self, deterministic: bool = False) -> None:
-        self._deterministic = deterministic
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
+    def __init__(self) -> None:
         self._samplers: WeakKeyDictionary[LocalSampler, None] = WeakKeyDictionary()  # in order of joining
         self._pump: asyncio.Task[None] | None = None
 
@@ -58,17 +56,13 @@ class Lane:
             self._pump = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         sampler = None
         while busy := [sampler for sampler in self._samplers if sampler.load]:
             fullest = max(busy, key=lambda sampler: sampler.load)
             if sampler is None or fullest.load > self.worth_turning * sampler.load:
                 sampler = fullest
             try:
-                if self._deterministic:
-                    finished = sampler.step()
-                else:
-                    finished = await loop.run_in_executor(self._executor, sampler.step)
+                finished = sampler.step()
             except Exception as error:
                 sampler.fail(error)
                 continue

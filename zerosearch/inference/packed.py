@@ -4,9 +4,9 @@ A tree is a prefix with branches: the prompt of a group and what each of its epi
 of a micro-batch lie in one row of tokens. Only the tokens before a wanted one pass the output layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from zerosearch.inference.decoder import grouped_attention, hidden_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +43,22 @@ class TreeAttention:
     """A prefix sees itself; a branch sees its prefix and itself; nothing sees another tree or branch."""
 
     def __init__(self, trees: Sequence[Tree]):
-        self.spans: list[tuple[int, int, int, int]] = []  # prefix start and end, branch start and end
-        at = 0
-        for tree in trees:
-            start, at = at, at + len(tree.prefix)
-            end = at
-            self.spans.append((start, end, end, end))
-            for branch in tree.branches:
-                begin, at = at, at + len(branch.token_ids)
-                self.spans.append((start, end, begin, at))
+        self.branches = [len(tree.branches) for tree in trees]
+        self.lengths = [n for tree in trees for n in (len(tree.prefix), *(len(b.token_ids) for b in tree.branches))]
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
-        keys, values = keys_TGD.transpose(0, 1), values_TGD.transpose(0, 1)
+        # Cut once: the gradient of a slice would be as long as the whole row.
+        queries = iter(queries_THD.split(self.lengths))
+        keys = iter(keys_TGD.transpose(0, 1).split(self.lengths, dim=1))
+        values = iter(values_TGD.transpose(0, 1).split(self.lengths, dim=1))
         parts = []
-        for start, end, begin, stop in self.spans:
-            if begin == stop == end:
-                rows = slice(start, end)
-                parts.append(grouped_attention(queries_THD[rows], keys[:, rows], values[:, rows], 0))
-                continue
-            known_keys = torch.cat((keys[:, start:end], keys[:, begin:stop]), dim=1)
-            known_values = torch.cat((values[:, start:end], values[:, begin:stop]), dim=1)
-            parts.append(grouped_attention(queries_THD[begin:stop], known_keys, known_values, end - start))
+        for branches in self.branches:
+            prefix_keys, prefix_values = next(keys), next(values)
+            parts.append(grouped_attention(next(queries), prefix_keys, prefix_values, 0))
+            for _ in range(branches):
+                known_keys = torch.cat((prefix_keys, next(keys)), dim=1)
+                known_values = torch.cat((prefix_values, next(values)), dim=1)
+                parts.append(grouped_attention(next(queries), known_keys, known_values, prefix_keys.shape[1]))
         return torch.cat(parts)
 
 
@@ -153,14 +150,20 @@ class SelectiveLogSoftmax(torch.autograd.Function):
         return logits_WV, None, None
 
 
-def micro_batches(trees: Sequence[Tree], limit: int) -> list[list[Tree]]:
-    """Split trees, in order, into lists of at most `limit` tokens; a larger tree stands alone."""
-    batches: list[list[Tree]] = []
-    used = 0
-    for tree in trees:
-        if not batches or used + tree.tokens > limit:
-            batches.append([])
-            used = 0
-        batches[-1].append(tree)
-        used += tree.tokens
+def micro_batches(items: Sequence[Item], limit: int, tokens: Callable[[Item], int]) -> list[list[Item]]:
+    """Put items together in batches of at most `limit` tokens, few of them; a larger item stands alone.
+
+    First fit decreasing: each item, the largest first, goes into the first batch that has room for it.
+    """
+    batches: list[list[Item]] = []
+    room: list[int] = []
+    for item in sorted(items, key=tokens, reverse=True):
+        size = tokens(item)
+        fit = next((index for index, left in enumerate(room) if size <= left), None)
+        if fit is None:
+            batches.append([item])
+            room.append(limit - size)
+        else:
+            batches[fit].append(item)
+            room[fit] -= size
     return batches

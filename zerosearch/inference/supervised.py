@@ -57,7 +57,7 @@ def learn(
             group["lr"] = settings.learning_rate * rate
         wanted = sum(sum(branch.wanted) for tree in batch for branch in tree.branches)
         total = 0.0
-        for trees_of_batch in micro_batches(batch, settings.micro_batch_tokens):
+        for trees_of_batch in micro_batches(batch, settings.micro_batch_tokens, lambda tree: tree.tokens):
             loss = -score(model, trees_of_batch, dtype=settings.dtype).log_probs.sum() / wanted
             loss.backward()
             total += loss.item()

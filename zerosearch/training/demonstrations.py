@@ -7,6 +7,7 @@ episode would have. Some of them search in vain first, and search again.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from zerosearch.agent.episode import Agent, EpisodeSettings
@@ -63,7 +64,7 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
         page, next_page = tuple(found[:k]), tuple(found[k:])
         if not holds_answer(page, hop.answers):
             return None
-        wish = f"I need the {hop.relation} of {hop.subject}."
+        wish = _plan([hop] if index else question.hops)
         query = f"<search> {hop.subject} {hop.relation} </search>"
         if index == in_vain:
             if holds_answer(next_page, hop.answers):
@@ -82,6 +83,19 @@ def recall(question: Question) -> list[Turn]:
 
 def _fact(hop: Hop) -> str:
     return f"The {hop.relation} of {hop.subject} is {hop.answers[0]}. "
+
+
+def _plan(hops: Sequence[Hop]) -> str:
+    """What is needed in the end, said before the first search: a small model keeps to what it has said."""
+    words = f"the {hops[0].relation} of {hops[0].subject}"
+    for before, hop in pairwise(hops):
+        if hop.subject in before.answers:
+            words += f" and then its {hop.relation}"
+        elif hop.relation == before.relation:
+            words += f" and of {hop.subject}"
+        else:
+            words += f" and the {hop.relation} of {hop.subject}"
+    return f"I need {words}."
 
 
 def _conclusion(question: Question, known: str) -> Turn:

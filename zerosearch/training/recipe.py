@@ -217,7 +217,7 @@ class Training(Section):
     keep: Positive = 1
     """Checkpoints kept; older ones are deleted."""
     deterministic: bool = False
-    """Fixed order of admission and fixed batches: a resumed run has the same bits as an unbroken one."""
+    """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one."""
     threads: Count = 0
     """CPU threads; 0 = all cores."""
 

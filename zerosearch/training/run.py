@@ -51,7 +51,7 @@ class Run:
         training = self.recipe.training
         torch.set_num_threads(training.threads or torch.get_num_threads())
         torch.use_deterministic_algorithms(training.deterministic)
-        self.lane = Lane(training.deterministic)
+        self.lane = Lane()
         self.dtype = compute_dtype(self.recipe.model.dtype)
         self._policy: PreTrainedModel | None = None
 

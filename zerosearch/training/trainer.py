@@ -63,8 +63,8 @@ def reinforce(run: Run, start: str) -> None:
     display.stage(STAGE, training.steps, state.step)
     for step in range(state.step + 1, training.steps + 1):
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
-        run.lane.forget()
         groups = asyncio.run(run_groups(agent, order, recipe, step))
+        run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * min(1.0, step / max(1, training.warmup_steps))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from zerosearch.inference.packed import Branch, Tree, score
+from zerosearch.inference.packed import Branch, Tree, micro_batches, score
 from zerosearch.training.advantages import advantages
 from zerosearch.training.loss import policy_loss
 from zerosearch.training.recipe import Recipe
@@ -108,9 +108,10 @@ def update(
             tokens = sum(lesson.policy_tokens for lesson in batch)
             if not tokens:
                 continue
-            for lesson in batch:
-                for part in split(lesson, training.micro_batch_tokens):
-                    _accumulate(model, reference, part, tokens, recipe, dtype, sums)
+            limit = training.micro_batch_tokens
+            parts = [part for lesson in batch for part in split(lesson, limit)]
+            for together in micro_batches(parts, limit, lambda part: part.tree.tokens):
+                _accumulate(model, reference, together, tokens, recipe, dtype, sums)
             norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).item())
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -128,27 +129,27 @@ def update(
 def _accumulate(
     model: "PreTrainedModel",
     reference: "PreTrainedModel | None",
-    part: Lesson,
+    parts: Sequence[Lesson],
     tokens: int,
     recipe: Recipe,
     dtype: torch.dtype,
     sums: dict[str, float],
 ) -> None:
+    """Add the gradient of one micro-batch and its figures. tokens: the policy's tokens in the whole mini-batch."""
     device, temperature = model.device, recipe.training.temperature
-    scores = score(model, [part.tree], temperature, dtype)
-    sampled = torch.tensor([value for values in part.sampled for value in values], device=device)
-    weights = torch.tensor(
-        [advantage for advantage, values in zip(part.advantages, part.sampled, strict=True) for _ in values],
-        device=device,
-    )
+    trees = [part.tree for part in parts]
+    scores = score(model, trees, temperature, dtype)
+    branches = [branch for part in parts for branch in zip(part.advantages, part.sampled, strict=True)]
+    sampled = torch.tensor([value for _, values in branches for value in values], device=device)
+    weights = torch.tensor([advantage for advantage, values in branches for _ in values], device=device)
     known = None
     if reference is not None:
         with torch.inference_mode():
-            known = score(reference, [part.tree], temperature, dtype).log_probs
+            known = score(reference, trees, temperature, dtype).log_probs
     result = policy_loss(scores.log_probs, sampled, weights, known, recipe.algorithm)
     (result.loss / tokens).backward()
     sums["kl"] += result.kl
     sums["clipped"] += result.clipped
     sums["ratio_deviation"] += result.ratio_deviation
     sums["entropy"] += scores.entropies.sum().item()
-    sums["tokens"] += part.policy_tokens
+    sums["tokens"] += len(sampled)
