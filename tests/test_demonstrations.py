@@ -68,34 +68,38 @@ def test_their_answers_are_right_and_shown_before() -> None:
     for trajectory in demonstrations():
         assert score_trajectory(trajectory).em == 1.0 and trajectory.ending == "answered"
         assert trajectory.invalid_actions == trajectory.truncated_pages == 0
-        if trajectory.question.kind != "comparison":
-            assert trajectory.searches[-1].answer_shown
+        assert trajectory.searches[-1].answer_shown
 
 
-def test_each_hop_is_searched_and_some_in_vain() -> None:
-    extra = Counter(len(t.searches) - len(t.question.hops) for t in demonstrations())
+def looked_up(question: Question) -> list[Hop]:
+    """A comparison needs one candidate's property, and what is asked of the one that fits."""
+    return [question.hops[0], question.hops[-1]] if question.kind == "comparison" else list(question.hops)
+
+
+def test_each_fact_is_searched_and_some_in_vain() -> None:
+    extra = Counter(len(t.searches) - len(looked_up(t.question)) for t in demonstrations())
     assert set(extra) == {0, 1}
     assert 4 <= extra[1] <= 24, "about a fifth of them"
     for trajectory in demonstrations():
         seen = [segment.text for segment in trajectory.segments if segment.kind == "observation"]
-        for hop in trajectory.question.hops:
+        for hop in looked_up(trajectory.question):
             assert any(holds_answer([Document("", text)], hop.answers) for text in seen)
 
 
-def test_the_first_thought_tells_the_whole_plan() -> None:
-    first, second = Hop("A", "founder", ("B",)), Hop("B", "birth year", ("1900",))
-    other = Hop("C", "birth year", ("1901",))
+def test_each_thought_tells_how_many_facts_are_needed() -> None:
+    for trajectory in demonstrations():
+        first = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
+        count, hop = len(looked_up(trajectory.question)), trajectory.question.hops[0]
+        assert first.startswith(f"<think> Fact 1 of {count}: the {hop.relation} of {hop.subject}. </think>")
 
-    def plan(*hops: Hop) -> str:
-        engine = BM25Engine([Document(f"{hop.subject}", f"{hop.relation}: {hop.answers[0]}") for hop in hops])
-        turns = script(Question("1", "?", ("x",), "d", hops=hops), engine, 3, None)
-        assert turns is not None
-        return turns[0].text.splitlines()[0]
 
-    assert plan(first) == "<think> I need the founder of A. </think>"
-    assert plan(first, second) == "<think> I need the founder of A and then its birth year. </think>"
-    assert plan(second, other) == "<think> I need the birth year of B and of C. </think>"
-    assert plan(first, other) == "<think> I need the founder of A and the birth year of C. </think>"
+@pytest.mark.parametrize(("meant", "said"), [("A", "is Rome. "), ("B", "is Rome, not Oslo. ")])
+def test_a_comparison_says_whether_its_first_candidate_fits(meant: str, said: str) -> None:
+    hops = (Hop("A", "birthplace", ("Rome",)), Hop("B", "birthplace", ("Oslo",)), Hop(meant, "birth year", ("1900",)))
+    corpus = [Document("A", "birthplace Rome, birth year 1900"), Document("B", "birthplace Oslo, birth year 1900")]
+    turns = script(Question("1", "?", ("1900",), "d", "comparison", hops=hops), BM25Engine(corpus), 2, None)
+    assert turns is not None and len(turns) == 3
+    assert f"The birthplace of A {said}Fact 2 of 2: the birth year of {meant}." in turns[1].text
 
 
 def test_every_family_is_shown() -> None:
@@ -153,7 +157,7 @@ def test_without_searches_the_facts_are_recalled_and_the_prompt_speaks_of_no_eng
     for trajectory in made:
         assert all("<search>" not in segment.text for segment in trajectory.segments)
         thought = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
-        assert all(hop.answers[0] in thought for hop in trajectory.question.hops)
+        assert all(hop.answers[0] in thought for hop in looked_up(trajectory.question))
         assert trajectory.answer == trajectory.question.golden_answers[0]
 
 

@@ -12,6 +12,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from zerosearch.errors import UserError
 from zerosearch.inference.local import Lane, LocalSampler, inverse_sample, uniform_draws
@@ -34,11 +35,11 @@ def run(which: LocalSampler, requests: Sequence[SamplingRequest]) -> list[Sample
     return asyncio.run(all_of_them())
 
 
-def full_log_probs(which: LocalSampler, prompt: Sequence[int], found: Sample, temperature: float) -> torch.Tensor:
+def full_log_probs(model: PreTrainedModel, prompt: Sequence[int], found: Sample, temperature: float) -> torch.Tensor:
     """What transformers gives for the sampled tokens, in one pass over all of them."""
     ids = [*prompt, *found.token_ids]
     with torch.no_grad():
-        logits = which.model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].float()
+        logits = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].float()
     table = (logits / temperature).log_softmax(-1)
     return table.gather(-1, torch.tensor(found.token_ids)[:, None])[:, 0]
 
@@ -48,14 +49,14 @@ def full_log_probs(which: LocalSampler, prompt: Sequence[int], found: Sample, te
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_greedy_continuations_are_those_of_transformers(architecture: str) -> None:
-    which = sampler(architecture)
+    which, model = sampler(architecture), tiny.model(architecture)
     prompts = [PROMPT, LONG_PROMPT, [7]]
     found = run(which, [SamplingRequest(prompt, 24, temperature=0.0) for prompt in prompts])
     for prompt, sample in zip(prompts, found, strict=True):
         ids = torch.tensor([prompt])
-        expected = which.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
         assert list(sample.token_ids) == expected[0, len(prompt) :].tolist()
-        assert torch.allclose(torch.tensor(sample.log_probs), full_log_probs(which, prompt, sample, 1.0), atol=1e-4)
+        assert torch.allclose(torch.tensor(sample.log_probs), full_log_probs(model, prompt, sample, 1.0), atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -65,15 +66,16 @@ def test_log_probabilities_are_of_the_distribution_sampled_from(architecture: st
     found = run(which, [SamplingRequest(PROMPT, 30, temperature=temperature, seed=n) for n in range(12)])
     assert len({sample.token_ids for sample in found}) > 6
     for sample in found:
-        expected = full_log_probs(which, PROMPT, sample, temperature)
+        expected = full_log_probs(tiny.model(architecture), PROMPT, sample, temperature)
         assert torch.allclose(torch.tensor(sample.log_probs), expected, atol=1e-4)
 
 
 def test_draws_follow_the_distribution() -> None:
-    which = LocalSampler(tiny.model(vocabulary=12), TOKENS, slots=48, length=16)
+    model = tiny.model(vocabulary=12)
+    which = LocalSampler(model, TOKENS, slots=48, length=16)
     count = 4000
     with torch.no_grad():
-        expected = which.model(torch.tensor([PROMPT[:2]])).logits[0, -1].softmax(-1).numpy() * count
+        expected = model(torch.tensor([PROMPT[:2]])).logits[0, -1].softmax(-1).numpy() * count
     drawn = run(which, [SamplingRequest(PROMPT[:2], 1, seed=n * 7919) for n in range(count)])
     counts = np.bincount([sample.token_ids[0] for sample in drawn], minlength=len(expected))
     assert expected.min() > 5
@@ -127,7 +129,7 @@ def test_a_request_draws_the_same_alone_and_in_company(architecture: str) -> Non
     together = run(sampler(architecture, slots=7), requests)
     alone = sampler(architecture, slots=1)
     for request, expected in zip(requests, together, strict=True):
-        alone.weights_changed()
+        alone.forget()
         assert run(alone, [request])[0].token_ids == expected.token_ids
     assert len({sample.token_ids for sample in together}) > 10
 
@@ -242,7 +244,7 @@ def test_many_episodes_of_several_turns_are_those_of_fresh_samplers() -> None:
         ids, written = [*LONG_PROMPT, number % 3], []
         for turn in range(4):
             if fresh:
-                which.weights_changed()
+                which.forget()
             sample = await which.sample(SamplingRequest(list(ids), 6, seed=100 * number + turn))
             written.append(sample.token_ids)
             ids += [*sample.token_ids, 9 + turn, number, 4]
@@ -274,35 +276,30 @@ def test_prompts_that_go_apart_are_computed_from_there() -> None:
 
 
 def test_new_weights_make_the_memory_worthless() -> None:
-    which = sampler()
+    which, model = sampler(), tiny.model()
     request = SamplingRequest(LONG_PROMPT, 8, seed=3)
     (before,) = run(which, [request])
     with torch.no_grad():
-        for parameter in which.model.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    assert run(which, [request])[0].token_ids == before.token_ids, "weights are taken when that is said"
     computed = which.tokens_prefilled
-    which.weights_changed()
+    which.take_weights(model)
     (after,) = run(which, [request])
     assert which.tokens_prefilled - computed == len(LONG_PROMPT) - 1
-    expected = full_log_probs(which, LONG_PROMPT, after, 1.0)
+    expected = full_log_probs(model, LONG_PROMPT, after, 1.0)
     assert after.token_ids != before.token_ids
     assert torch.allclose(torch.tensor(after.log_probs), expected, atol=1e-4)
 
 
-def test_a_copy_in_another_type_follows_the_weights_and_keeps_exact_positions() -> None:
-    model = tiny.model()
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_products_in_another_type_stay_near_the_exact_ones(architecture: str) -> None:
+    model = tiny.model(architecture)
     which = LocalSampler(model, TOKENS, slots=4, length=128, dtype=torch.bfloat16)
-    assert which.model is not model and next(which.model.parameters()).dtype == torch.bfloat16
     assert model.dtype == torch.float32
-    assert torch.equal(which.model.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    which.weights_changed()
-    for mine, source in zip(which.model.parameters(), model.parameters(), strict=True):
-        assert torch.equal(mine, source.to(torch.bfloat16))
     (found,) = run(which, [SamplingRequest(LONG_PROMPT, 10, seed=1)])
-    assert len(found.token_ids) == len(found.log_probs)
+    expected = full_log_probs(model, LONG_PROMPT, found, 1.0)
+    assert torch.allclose(torch.tensor(found.log_probs), expected, atol=0.3)
 
 
 # Ends

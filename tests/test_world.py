@@ -86,9 +86,12 @@ def test_the_hops_lead_to_the_answer(world: World) -> None:
         subjects = [hop.subject for hop in question.hops]
         assert question.golden_answers == (answer,)
         if question.kind == "comparison":
-            assert len(question.hops) == 2
-            assert all(subject in question.text for subject in subjects)
-            assert {answer} < {answer for hop in question.hops for answer in hop.answers}
+            one, other, asked = question.hops
+            assert asked.answers == (answer,) and asked.subject in (one.subject, other.subject)
+            assert one.relation == other.relation and one.answers != other.answers
+            fitting = one if asked.subject == one.subject else other
+            assert all(part in question.text for part in (one.subject, other.subject, fitting.answers[0]))
+            assert (other if fitting is one else one).answers[0] not in question.text
         else:
             assert len(question.hops) == {"one_hop": 1, "two_hop": 2}[question.kind]
             assert subjects[0] in question.text
@@ -98,19 +101,11 @@ def test_the_hops_lead_to_the_answer(world: World) -> None:
             assert subjects[1] not in question.text
 
 
-@pytest.mark.parametrize(
-    ("family", "better"),
-    [
-        ("older_birth_year", min),
-        ("larger_population", max),
-        ("earlier_founding_year", min),
-        ("later_publication_year", max),
-    ],
-)
-def test_a_comparison_asks_for_the_right_number(world: World, family: str, better: type[min]) -> None:
-    for question in by_family(world.test)[family]:
-        numbers = [int(hop.answers[0].replace(",", "")) for hop in question.hops]
-        assert int(question.golden_answers[0].replace(",", "")) == better(numbers)
+def test_either_candidate_of_a_comparison_may_be_the_one(world: World) -> None:
+    for family, questions in by_family(world.test).items():
+        if questions[0].kind == "comparison":
+            first = sum(question.hops[-1].subject == question.hops[0].subject for question in questions)
+            assert 0.3 < first / len(questions) < 0.7, family
 
 
 def test_no_answer_stands_in_its_question(world: World) -> None:

@@ -16,9 +16,9 @@ class Hop:
 class Question:
     """A question with its golden answers.
 
-    `kind` and `family` group the questions of the embedded world (`one_hop`, `two_hop`, `comparison`)
-    and are empty elsewhere. The hops of a two-hop question are in the order in which they must be taken;
-    those of a comparison stand side by side. `id` is unique within `data_set`.
+    `kind` and `family` group the questions of the embedded world (`one_hop`, `two_hop`, `comparison`) and are empty
+    elsewhere. The hops of a two-hop question are in the order in which they must be taken; those of a comparison are
+    what is known of both candidates, and what is asked of the one that fits. `id` is unique within `data_set`.
     """
 
     id: str

@@ -14,7 +14,7 @@ from zerosearch.data.question import Question
 from zerosearch.data.world_entities import make_halves, write_passages
 from zerosearch.data.world_questions import write_questions
 
-TRAIN_COUNTS = {"one_hop": 2240, "two_hop": 2560, "comparison": 1600}
+TRAIN_COUNTS = {"one_hop": 1600, "two_hop": 2400, "comparison": 2400}
 TEST_COUNTS = {"one_hop": 350, "two_hop": 400, "comparison": 250}
 
 

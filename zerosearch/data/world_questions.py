@@ -117,15 +117,20 @@ def _path(*hops: Hop) -> Draft:
     return Draft((hops[0].subject,), hops, hops[-1].answers[0])
 
 
-def _compare(hops: Sequence[Hop], better: Callable[..., str], random_source: random.Random) -> Iterator[Draft]:
-    """Pairs of facts with different numbers, each fact in two pairs; `better` picks the answer."""
+def _tell_apart(known: Sequence[Hop], asked: Sequence[Hop], random_source: random.Random) -> Iterator[Draft]:
+    """Pairs of entities, each in two pairs at most, that differ in what is known of them and in what is asked.
+
+    known, asked: of the same entities, in the same order. The names are both entities and what is known of the one
+    that is meant; the hops are what is known of both, and what is asked of the one.
+    """
     for _ in range(2):
-        order = random_source.sample(hops, len(hops))
-        for one, other in zip(order[::2], order[1::2], strict=False):
-            answers = (one.answers[0], other.answers[0])
-            if answers[0] != answers[1]:
-                answer = better(answers, key=lambda text: int(text.replace(",", "")))
-                yield Draft((one.subject, other.subject), (one, other), answer)
+        order = random_source.sample(range(len(known)), len(known))
+        for pair in zip(order[::2], order[1::2], strict=False):
+            one, other = pair
+            if known[one].answers != known[other].answers and asked[one].answers != asked[other].answers:
+                meant = random_source.choice(pair)
+                names = (known[one].subject, known[other].subject, known[meant].answers[0])
+                yield Draft(names, (known[one], known[other], asked[meant]), asked[meant].answers[0])
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -212,38 +217,50 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "comparison",
-        "older_birth_year",
+        "birth_year_by_birthplace",
         (
-            "What is the birth year of the older of {} and {}?",
-            "In which year was the older of {} and {} born?",
+            "What is the birth year of the one of {} and {} whose birthplace is {}?",
+            "Of {} and {}, in which year was the one with birthplace {} born?",
         ),
-        lambda half, source: _compare([_birth_year(person) for person in half.people], min, source),
+        lambda half, source: _tell_apart(
+            [_birthplace(person) for person in half.people], [_birth_year(person) for person in half.people], source
+        ),
     ),
     Family(
         "comparison",
-        "larger_population",
+        "founding_year_by_home_city",
         (
-            "What is the population of the larger of {} and {}?",
-            "How many people live in the larger of {} and {}?",
+            "What is the founding year of the one of {} and {} whose home city is {}?",
+            "Of the companies {} and {}, in which year was the one with home city {} founded?",
         ),
-        lambda half, source: _compare([_population(city) for city in half.cities], max, source),
+        lambda half, source: _tell_apart(
+            [_home_city(company) for company in half.companies],
+            [_founding_year(company) for company in half.companies],
+            source,
+        ),
     ),
     Family(
         "comparison",
-        "earlier_founding_year",
+        "home_city_by_founder",
         (
-            "What is the founding year of the older of {} and {}?",
-            "In which year was the older of the companies {} and {} founded?",
+            "What is the home city of the one of {} and {} whose founder is {}?",
+            "Of the companies {} and {}, which city is home to the one with founder {}?",
         ),
-        lambda half, source: _compare([_founding_year(company) for company in half.companies], min, source),
+        lambda half, source: _tell_apart(
+            [_founder(company) for company in half.companies],
+            [_home_city(company) for company in half.companies],
+            source,
+        ),
     ),
     Family(
         "comparison",
-        "later_publication_year",
+        "publication_year_by_author",
         (
-            "What is the publication year of the newer of {} and {}?",
-            "In which year did the newer of the books {} and {} come out?",
+            "What is the publication year of the one of {} and {} whose author is {}?",
+            "Of the books {} and {}, in which year did the one with author {} come out?",
         ),
-        lambda half, source: _compare([_publication_year(book) for book in half.books], max, source),
+        lambda half, source: _tell_apart(
+            [_author(book) for book in half.books], [_publication_year(book) for book in half.books], source
+        ),
     ),
 )

@@ -122,14 +122,13 @@ class CacheAttention:
 
     def _mix_single(self, keys_SGLD: Tensor, values_SGLD: Tensor, queries_BHD: Tensor) -> Tensor:
         _, heads, width = queries_BHD.shape
-        seats, groups = self.seat_count, keys_SGLD.shape[1]
-        queries = queries_BHD * width**-0.5
+        seats, groups, queries = self.seat_count, keys_SGLD.shape[1], queries_BHD
         if self.gathered is None:
             queries = queries.new_zeros(seats, heads, width).index_copy_(0, self.seats, queries)
             keys, values = keys_SGLD[:seats], values_SGLD[:seats]
         else:
             keys, values = keys_SGLD[self.gathered, :, : self.total], values_SGLD[self.gathered, :, : self.total]
-        queries = queries.view(seats * groups, heads // groups, width)
+        queries = queries.reshape(seats * groups, heads // groups, width)
         scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)).view(seats, heads, self.total)
         weights = (scores + self.bias[:, None]).softmax(-1).view(seats * groups, heads // groups, self.total)
         mixed = torch.bmm(weights, values.flatten(0, 1)).view(seats, heads, width)

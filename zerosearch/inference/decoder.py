@@ -1,9 +1,8 @@
 """One forward pass of a decoder-only transformer over a ragged batch: no padding, any attention.
 
-The tokens of all sequences lie in one row; linear layers see them all at once, and only attention knows
-which token belongs where. Sampling (keys and values in a cache) and training (sequences that share a
-prefix) run these same lines. Works on the modules of transformers' Llama, Qwen2 and Qwen3 models, so that
-adapters inside the linear layers work too.
+The tokens of all sequences lie in one row; linear layers see them all at once, and only attention knows which
+token belongs where. These lines carry gradients; sampling runs those of `layout`, without. Works on the modules of
+transformers' Llama, Qwen2 and Qwen3 models, so that adapters inside the linear layers work too.
 """
 
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +18,7 @@ SUPPORTED = frozenset({"llama", "qwen2", "qwen3"})
 
 
 class Attention(Protocol):
-    """Mixes the tokens of a ragged batch.
+    """Mixes the tokens of a ragged batch. Queries come scaled.
 
     Shapes: T tokens, H query heads, G key-value heads, D values per head.
     """
@@ -39,13 +38,13 @@ def grouped_attention(queries_QHD: Tensor, keys_GKD: Tensor, values_GKD: Tensor,
     """Causal attention of the tokens `start, start + 1, …` of one sequence over its first K tokens.
 
     Query heads that share a key-value head are stacked into one matrix, so nothing is repeated in memory.
-    Returns (Q, H, D).
+    Queries are scaled already. Returns (Q, H, D).
     """
     length, heads, width = queries_QHD.shape
     groups, total, _ = keys_GKD.shape
     share = heads // groups
     queries = queries_QHD.view(length, groups, share, width).permute(1, 2, 0, 3)
-    queries = queries.reshape(groups, share * length, width) * width**-0.5
+    queries = queries.reshape(groups, share * length, width)
     scores = torch.matmul(queries, keys_GKD.transpose(1, 2)).view(groups, share, length, total)
     if length > 1:
         hidden = torch.ones(length, total, dtype=torch.bool, device=scores.device).triu_(start + 1)
@@ -73,6 +72,7 @@ def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, 
         values = block.v_proj(y).view(len(y), -1, block.head_dim)
         if hasattr(block, "q_norm"):
             queries, keys = block.q_norm(queries), block.k_norm(keys)
+        queries = queries * block.head_dim**-0.5
         mixed = attention(index, rotate(queries, cos, sin), rotate(keys, cos, sin), values)
         x = x + block.o_proj(mixed.reshape(len(y), -1))
         return x + layer.mlp(layer.post_attention_layernorm(x))

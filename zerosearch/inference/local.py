@@ -6,7 +6,6 @@ request gives its slot to the next one at once.
 """
 
 import asyncio
-import copy
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,8 +16,8 @@ import torch
 
 from zerosearch.errors import UserError
 from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
-from zerosearch.inference.decoder import SUPPORTED, hidden_states
-from zerosearch.inference.models import in_dtype
+from zerosearch.inference.decoder import SUPPORTED
+from zerosearch.inference.layout import Layout
 from zerosearch.inference.sampler import Sample, SamplingRequest, StopReason
 
 if TYPE_CHECKING:
@@ -118,10 +117,9 @@ def inverse_sample(probs_BV: torch.Tensor, draws_B: torch.Tensor) -> torch.Tenso
 
 
 class LocalSampler:
-    """Continues token ids with a transformers model.
+    """Continues token ids with a transformers model, of whose weights it holds its own copy (see `Layout`).
 
-    slots: how many sequences are held at once. length: the longest sequence, in tokens. dtype: to compute in; the
-    sampler holds a copy of the weights where it is not the model's own.
+    slots: how many sequences are held at once. length: the longest sequence, in tokens. dtype: of the products.
     """
 
     prefill_tokens = 768
@@ -145,8 +143,7 @@ class LocalSampler:
                 f"the local sampler cannot run the architecture '{model.config.model_type}': "
                 f"choose a model of type {', '.join(sorted(SUPPORTED))}"
             )
-        self._source, self._dtype = model, dtype
-        self.model = model if model.dtype == dtype else in_dtype(copy.deepcopy(model), dtype)
+        self.layout = Layout(model, dtype)
         self.tokenizer = tokenizer
         self.length = length
         self.cache = SlotCache(model.config, slots, length, dtype, model.device)
@@ -182,12 +179,9 @@ class LocalSampler:
         self.lane.wake()
         return await active.future
 
-    def weights_changed(self) -> None:
-        """Take over the model's new weights and drop the keys and values that the old ones made."""
-        if self.model is not self._source:
-            with torch.no_grad():
-                for mine, new in zip(self.model.parameters(), self._source.parameters(), strict=True):
-                    mine.copy_(new)
+    def take_weights(self, model: "PreTrainedModel") -> None:
+        """Go on with the weights that the model has now, and drop the keys and values that earlier ones made."""
+        self.layout = Layout(model, self.layout.dtype)
         self.forget()
 
     def forget(self) -> None:
@@ -294,9 +288,8 @@ class LocalSampler:
             ids.append(self._known[chunk.slot, chunk.start : chunk.start + chunk.length])
             positions.append(np.arange(chunk.start, chunk.start + chunk.length))
             last.append(chunk.length)
-        device = self.model.device
-        hidden = hidden_states(
-            self.model,
+        device = self.layout.device
+        hidden = self.layout.hidden_states(
             torch.from_numpy(np.concatenate(ids)).to(device),
             torch.from_numpy(np.concatenate(positions)).to(device),
             CacheAttention(self.cache, chunks),
@@ -306,7 +299,7 @@ class LocalSampler:
             self.tokens_prefilled += chunk.length - 1
         self.tokens_sampled += len(batch)
         ends = torch.from_numpy(np.cumsum(last) - 1).to(device)
-        return self.model.lm_head(hidden[ends]).float()
+        return self.layout.output(hidden[ends]).float()
 
     def _draw(self, batch: list[Active], logits_BV: torch.Tensor) -> None:
         device = logits_BV.device

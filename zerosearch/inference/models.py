@@ -1,7 +1,6 @@
 """Loading models and tokenizers, and choosing how they compute."""
 
 import contextlib
-import copy
 import ctypes
 import gc
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +12,9 @@ from zerosearch.inference.embedded import resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 
@@ -54,12 +56,16 @@ def load_model(name: str) -> "PreTrainedModel":
     return model.to(device()).eval()
 
 
-def in_dtype(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
-    """Let a model compute in another type, except for the angles of positions, which need their digits."""
-    angles = copy.deepcopy(model.model.rotary_emb)
-    model.to(dtype)
-    model.model.rotary_emb = angles
-    return model
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for the next tensors.
+
+    It would give each large block back to the system and ask for it again, and every page of 4 KiB that comes back
+    is filled with zeros first. `release_memory` gives back what was kept.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            libc.mallopt(parameter, 1 << 30)
 
 
 def release_memory() -> None:

@@ -7,7 +7,6 @@ episode would have. Some of them search in vain first, and search again.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from zerosearch.agent.episode import Agent, EpisodeSettings
@@ -59,50 +58,44 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
     """
     turns: list[Turn] = []
     known = ""
-    for index, hop in enumerate(question.hops):
+    path = _path(question)
+    for index, hop in enumerate(path):
         found = engine.rank(f"{hop.subject} {hop.relation}", 2 * k)
         page, next_page = tuple(found[:k]), tuple(found[k:])
         if not holds_answer(page, hop.answers):
             return None
-        wish = _plan([hop] if index else question.hops)
+        wish = f"Fact {index + 1} of {len(path)}: the {hop.relation} of {hop.subject}."
         query = f"<search> {hop.subject} {hop.relation} </search>"
         if index == in_vain:
             if holds_answer(next_page, hop.answers):
                 return None
             turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", next_page))
-            known, wish = "", f"That does not tell the {hop.relation} of {hop.subject}."
+            known, wish = "", f"That does not tell it. {wish}"
         turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", page))
-        known = _fact(hop)
+        known = _fact(question, hop)
     return [*turns, _conclusion(question, known)]
 
 
 def recall(question: Question) -> list[Turn]:
     """Return the one turn that answers from memory, hop by hop: for a policy that has no engine."""
-    return [_conclusion(question, "".join(map(_fact, question.hops)))]
+    return [_conclusion(question, "".join(_fact(question, hop) for hop in _path(question)))]
 
 
-def _fact(hop: Hop) -> str:
-    return f"The {hop.relation} of {hop.subject} is {hop.answers[0]}. "
+def _path(question: Question) -> list[Hop]:
+    """The facts that are looked up: of a comparison the first candidate's, which tells which of both is meant."""
+    hops = list(question.hops)
+    return [hops[0], hops[-1]] if question.kind == "comparison" else hops
 
 
-def _plan(hops: Sequence[Hop]) -> str:
-    """What is needed in the end, said before the first search: a small model keeps to what it has said."""
-    words = f"the {hops[0].relation} of {hops[0].subject}"
-    for before, hop in pairwise(hops):
-        if hop.subject in before.answers:
-            words += f" and then its {hop.relation}"
-        elif hop.relation == before.relation:
-            words += f" and of {hop.subject}"
-        else:
-            words += f" and the {hop.relation} of {hop.subject}"
-    return f"I need {words}."
+def _fact(question: Question, hop: Hop) -> str:
+    found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}"
+    if question.kind == "comparison" and hop is question.hops[0] and question.hops[-1].subject != hop.subject:
+        found += f", not {question.hops[1].answers[0]}"
+    return f"{found}. "
 
 
 def _conclusion(question: Question, known: str) -> Turn:
-    answer = question.golden_answers[0]
-    if question.kind == "comparison":
-        known = f"{known}Of {' and '.join(hop.answers[0] for hop in question.hops)} it is {answer}. "
-    return Turn(f"<think> {known}</think>\n<answer> {answer} </answer>")
+    return Turn(f"<think> {known}</think>\n<answer> {question.golden_answers[0]} </answer>")
 
 
 async def demonstrate(
@@ -114,7 +107,7 @@ async def demonstrate(
     seed: int,
     in_vain_share: float = 0.2,
 ) -> list[Trajectory]:
-    """Return `count` demonstrations, spread over the families of the questions in proportion to their hops.
+    """Return `count` demonstrations, spread over the families of the questions by the facts that each looks up.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -125,7 +118,7 @@ async def demonstrate(
         if question.hops:
             families.setdefault(question.family, []).append(question)
     demonstrations: list[Trajectory] = []
-    turn_of_family = [group for _, group in sorted(families.items()) for _ in group[0].hops]
+    turn_of_family = [group for _, group in sorted(families.items()) for _ in _path(group[0])]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
         for family in turn_of_family:

@@ -16,7 +16,7 @@ from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
 from zerosearch.inference.local import Lane, LocalSampler
-from zerosearch.inference.models import compute_dtype, in_dtype, load_model, load_tokenizer, release_memory
+from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
 from zerosearch.inference.sampled_chat import SampledChat
 from zerosearch.inference.tokens import encode_chat
 from zerosearch.report.panel import Display
@@ -49,6 +49,7 @@ class Run:
 
     def __post_init__(self) -> None:
         training = self.recipe.training
+        keep_freed_memory()
         torch.set_num_threads(training.threads or torch.get_num_threads())
         torch.use_deterministic_algorithms(training.deterministic)
         self.lane = Lane()
@@ -176,6 +177,5 @@ class Run:
         frames = [self.template.render("", "", "?", noise, self.recipe.search.k) for noise in get_args(Noise)]
         frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
         length = frame + SIMULATOR_ROOM + self.recipe.agent.max_tokens_per_turn + simulation.max_tokens
-        model = in_dtype(self._load(name), self.dtype)
-        sampler = LocalSampler(model, tokenizer, simulation.concurrency, length, self.lane, self.dtype)
+        sampler = LocalSampler(self._load(name), tokenizer, simulation.concurrency, length, self.lane, self.dtype)
         return SampledChat(sampler, tokenizer, "simulator")

@@ -70,7 +70,7 @@ def reinforce(run: Run, start: str) -> None:
             group["lr"] = training.learning_rate * min(1.0, step / max(1, training.warmup_steps))
         taught = lessons(groups, recipe)
         figures = update(policy, reference, optimizer, taught, recipe, run.dtype)
-        sampler.weights_changed()
+        sampler.take_weights(policy)
         done = time.perf_counter()
         figures |= _figures(groups, engine) | {
             "rollout_seconds": sampled - started,

@@ -1,0 +1,118 @@
+"""A model's weights laid out for sampling: fewer and larger products, in the form that the processor multiplies.
+
+Queries, keys and values come from one product, gate and up from another; the weights of norms and the scale of
+queries are multiplied into the products that follow. Residuals stay in fp32. On CPU the weights are packed by
+oneDNN, once, instead of at each product. Nothing here has a gradient.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from zerosearch.inference.decoder import Attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Product:
+    """x ↦ x Wᵀ + b, for x of shape (T, in) and the layout's dtype."""
+
+    rows = 32
+    """What oneDNN lays packed weights out for; any number of rows is right."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype):
+        self.bias_O = None if bias_O is None else bias_O.to(dtype)
+        weight = weight_OI.to(dtype).contiguous()
+        self.packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if self.packed:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.rows)
+        self.weight = weight
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias_O, "none", [], "")
+        return torch.nn.functional.linear(x_TI, self.weight, self.bias_O)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The products of one layer; the weights (D,) of the norms of queries and keys, where the architecture has them."""
+
+    attention_in: Product
+    attention_out: Product
+    feed_in: Product
+    feed_out: Product
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+
+
+class Layout:
+    """The weights of a Llama, Qwen2 or Qwen3 model, as they were when the layout was made."""
+
+    @torch.no_grad()
+    def __init__(self, model: "PreTrainedModel", dtype: torch.dtype):
+        config, body = model.config, model.model
+        self.dtype, self.device = dtype, model.device
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.epsilon = config.rms_norm_eps
+        self.rotary = body.rotary_emb
+        self.embedding_VI = body.embed_tokens.weight.to(dtype, copy=True)
+        self.layers = [self._layer(layer) for layer in body.layers]
+        self.output = Product(model.lm_head.weight * body.norm.weight, model.lm_head.bias, dtype)
+
+    def _layer(self, layer: Any) -> Layer:
+        attention, feed, dtype = layer.self_attn, layer.mlp, self.dtype
+        normed = hasattr(attention, "q_norm")
+        scale = self.width**-0.5
+        parts = [attention.q_proj, attention.k_proj, attention.v_proj]
+        weights = [part.weight * (1.0 if normed or index else scale) for index, part in enumerate(parts)]
+        bias = None
+        if attention.q_proj.bias is not None:
+            bias = torch.cat([part.bias * (1.0 if normed or i else scale) for i, part in enumerate(parts)])
+        gates = torch.cat([feed.gate_proj.weight, feed.up_proj.weight])
+        return Layer(
+            Product(torch.cat(weights) * layer.input_layernorm.weight, bias, dtype),
+            Product(attention.o_proj.weight, attention.o_proj.bias, dtype),
+            Product(gates * layer.post_attention_layernorm.weight, _joined(feed.gate_proj, feed.up_proj), dtype),
+            Product(feed.down_proj.weight, feed.down_proj.bias, dtype),
+            attention.q_norm.weight.float() * scale if normed else None,
+            attention.k_norm.weight.float() if normed else None,
+        )
+
+    def hidden_states(self, ids_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
+        """Return the last hidden states (T, width), normalised; `attention` gets queries that are scaled already."""
+        x = self.embedding_VI[ids_T].float()
+        cos, sin = self.rotary(x[None], positions_T[None])
+        half = self.width // 2
+        cos_T1D = cos[0][:, None].to(self.dtype)
+        sin_T1D = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)[:, None].to(self.dtype)
+        turned = self.heads + self.groups
+        for index, layer in enumerate(self.layers):
+            mixed = layer.attention_in(self._normalised(x)).view(len(x), turned + self.groups, self.width)
+            queries_keys, values = mixed[:, :turned], mixed[:, turned:]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                weights = (layer.query_norm.expand(self.heads, -1), layer.key_norm.expand(self.groups, -1))
+                queries_keys = self._normalised(queries_keys.float(), torch.cat(weights))
+            rolled = torch.roll(queries_keys, half, -1)
+            queries_keys = torch.addcmul(queries_keys * cos_T1D, rolled, sin_T1D)
+            y = attention(index, queries_keys[:, : self.heads], queries_keys[:, self.heads :], values)
+            x += layer.attention_out(y.reshape(len(y), -1))
+            gate, up = layer.feed_in(self._normalised(x)).chunk(2, dim=-1)
+            x += layer.feed_out(torch.nn.functional.silu(gate).mul_(up))
+        return self._normalised(x)
+
+    def _normalised(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Root mean square norm over the last dimension (Zhang & Sennrich 2019), in fp32, returned in `dtype`."""
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norms.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_()
+        y = x * scale
+        return (y if weight is None else y.mul_(weight)).to(self.dtype)
+
+
+def _joined(*parts: torch.nn.Linear) -> Tensor | None:
+    biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
+    return torch.cat(biases) if biases else None
