@@ -224,14 +224,15 @@ def test_the_world_is_written(zerosearch: Command, tmp_path: Path) -> None:
     assert finished.out.startswith(f"{passages} passages")
 
 
-def finished_run(path: Path, answers: dict[str, str]) -> str:
-    """A run whose trained policy gave these answers; the right one is always `yes`."""
+def finished_run(path: Path, answers: dict[str, str], **others: dict[str, str]) -> str:
+    """A run whose trained policy, and other systems, gave these answers; the right one is always `yes`."""
     folder = RunFolder.create(path, "seed = 0\n")
-    trajectories = [
-        Trajectory(Question(name, "Is it?", ("yes",), "mine"), answer=answer) for name, answer in answers.items()
-    ]
-    folder.write_trajectories(TRAINED, (trajectory.to_json() for trajectory in trajectories))
-    folder.add_system(TRAINED, summarize([score_trajectory(trajectory) for trajectory in trajectories]))
+    for system, given in {**others, TRAINED: answers}.items():
+        trajectories = [
+            Trajectory(Question(name, "Is it?", ("yes",), "mine"), answer=answer) for name, answer in given.items()
+        ]
+        folder.write_trajectories(system, (trajectory.to_json() for trajectory in trajectories))
+        folder.add_system(system, summarize([score_trajectory(trajectory) for trajectory in trajectories]))
     return str(path)
 
 
@@ -249,3 +250,13 @@ def test_runs_over_other_questions_are_not_averaged(zerosearch: Command, tmp_pat
     two = finished_run(tmp_path / "two", {"a": "no", "c": "yes"})
     finished = zerosearch("view", one, two)
     assert (finished.code, "cannot be averaged" in finished.err) == (2, True)
+
+
+def test_what_was_gained_is_paired_by_question(zerosearch: Command, tmp_path: Path) -> None:
+    one = finished_run(tmp_path / "one", {"a": "yes", "b": "yes"}, rag={"b": "no", "a": "yes"}, alone={"a": "no"})
+    two = finished_run(tmp_path / "two", {"a": "yes", "b": "no"}, rag={"a": "no", "b": "no"})
+    finished = zerosearch("view", one, two)
+    assert finished.code == 0
+    title = finished.out.index("F1 gained by RL over")
+    assert re.search(r"rag +0\.500", finished.out[title:]) and "±0.000" in finished.out[title:]
+    assert "alone" not in finished.out[title:], "only what both runs measured"

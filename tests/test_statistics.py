@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from zerosearch.errors import RunError
-from zerosearch.evaluation.results import Results, Scored, summarize, summarize_seeds
+from zerosearch.evaluation.results import Results, Scored, gains, summarize, summarize_seeds
 from zerosearch.evaluation.statistics import (
     Estimate,
     across_seeds,
@@ -154,3 +155,26 @@ def test_results_survive_json() -> None:
     assert again.to_json() == results.to_json()
     with pytest.raises(RunError, match="form"):
         Results.from_json({"systems": {"x": {}}, "measurements": {}})
+
+
+@given(st.lists(st.tuples(*[st.sampled_from((0.0, 0.25, 1.0))] * 4), min_size=2, max_size=12), st.randoms())
+def test_gains_are_paired_differences_by_kind(rows: list[tuple[float, ...]], shuffle: random.Random) -> None:
+    def passes(first: int) -> list[list[Scored]]:
+        made = []
+        for seed in (first, first + 1):
+            records = [scored(str(n), row[seed], ("one_hop", "two_hop")[n % 2]) for n, row in enumerate(rows)]
+            made.append(shuffle.sample(records, len(records)))
+        return made
+
+    found = gains(passes(0), passes(2))
+    differences = np.array([(row[0] + row[1] - row[2] - row[3]) / 2 for row in rows])
+    for kind, chosen in (("all", differences), ("one_hop", differences[::2]), ("two_hop", differences[1::2])):
+        assert found[kind].n == len(chosen)
+        assert found[kind].mean == pytest.approx(chosen.mean())
+        if len(chosen) > 1:
+            assert found[kind].standard_error == pytest.approx(chosen.std(ddof=1) / len(chosen) ** 0.5)
+
+
+def test_gains_need_the_same_questions() -> None:
+    with pytest.raises(ValueError, match="different questions"):
+        gains([[scored("1", 1.0)]], [[scored("2", 1.0)]])

@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from zerosearch.errors import RunError
-from zerosearch.evaluation.statistics import Estimate, average_over_seeds, mean_with_error
+from zerosearch.evaluation.statistics import Estimate, average_over_seeds, mean_with_error, paired_difference
 
 Scalar = str | int | float | bool | None
 
 UNTRAINED = "untrained"
 WARM_START = "after warm start"
 TRAINED = "after RL"
+
+Gains = Mapping[str, Estimate]
+"""Differences in F1 with their paired standard errors, by kind of question; `all` is over all questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,26 @@ def summarize_seeds(
         kinds=_scores_by(lambda record: record.kind, by_seed),
         families=_scores_by(lambda record: record.family, by_seed),
     )
+
+
+def gains(system: Sequence[Sequence[Scored]], baseline: Sequence[Sequence[Scored]]) -> Gains:
+    """What a system has above a baseline: the mean difference in F1 of each question, averaged over seeds first.
+
+    Raises:
+        RunError: there are no records.
+        ValueError: they were scored on different questions.
+    """
+    ours, theirs = ([sorted(records, key=_key) for records in by_seed] for by_seed in (system, baseline))
+    keys = [_key(record) for record in ours[0]]
+    if any([_key(record) for record in records] != keys for records in (*ours, *theirs)):
+        raise ValueError("the systems were scored on different questions")
+
+    def difference(kind: str) -> Estimate:
+        places = [place for place, record in enumerate(ours[0]) if kind in ("all", record.kind)]
+        scores = [[[records[place].f1 for place in places] for records in by_seed] for by_seed in (ours, theirs)]
+        return paired_difference(*map(average_over_seeds, scores))
+
+    return {kind: difference(kind) for kind in [*sorted({record.kind for record in ours[0]} - {""}), "all"]}
 
 
 def _key(record: Scored) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """The results as tables, for the terminal and as Markdown, and the line that a run ends with."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zerosearch.errors import RunError
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Results, Scores, SystemResult
+from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Gains, Results, Scores, SystemResult
 from zerosearch.evaluation.statistics import Estimate
 from zerosearch.report.console import open_console
 from zerosearch.report.text import visible
@@ -31,6 +31,14 @@ def show_results(results: Results, stream: TextIO | None = None) -> None:
     console.print(Text(LEGEND, style="dim"))
     if shared := shared_conditions(results):
         console.print(Text(f"Conditions: {shared}.", style="dim"))
+
+
+def show_gains(gains: Mapping[str, Gains], stream: TextIO | None = None) -> None:
+    """Print what reinforcement gained over each other system, paired by question."""
+    if gains:
+        console = open_console(stream)
+        console.print(_rich_table("F1 gained by RL over", _gain_rows(gains)), Text())
+        console.print(Text("± standard error of the difference, paired by question", style="dim"))
 
 
 def results_markdown(results: Results) -> str:
@@ -129,6 +137,13 @@ def _family_rows(results: Results) -> list[list[Cell]]:
     return rows
 
 
+def _gain_rows(gains: Mapping[str, Gains]) -> list[list[Cell]]:
+    found = next(iter(gains.values()))
+    columns = [*(kind for kind in KINDS if kind in found), *(kind for kind in found if kind not in KINDS)]
+    header: list[Cell] = ["system", *(KINDS.get(kind, kind) for kind in columns)]
+    return [header, *([name, *(of[kind] for kind in columns)] for name, of in gains.items())]
+
+
 def _names(results: Results, groups: Callable[[SystemResult], Iterable[str]]) -> list[str]:
     return sorted({name for system in results.systems.values() for name in groups(system)})
 
@@ -150,6 +165,7 @@ def _rich_table(title: str, rows: Sequence[Sequence[Cell]]) -> Table:
         title=title,
         title_justify="left",
         title_style="bold",
+        min_width=len(title),
         box=SIMPLE_HEAD,
         header_style="dim",
         padding=(0, 1, 0, 0),

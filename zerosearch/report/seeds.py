@@ -1,0 +1,44 @@
+"""Several runs of one recipe as one: the mean of each system over the seeds, and what reinforcement gained."""
+
+from collections.abc import Sequence
+
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.errors import UserError
+from zerosearch.evaluation.benchmark import score_trajectory
+from zerosearch.evaluation.results import TRAINED, Gains, Results, Scored, gains, summarize_seeds
+from zerosearch.report.run_folder import RunFolder
+
+
+def mean_of_runs(folders: Sequence[RunFolder]) -> Results:
+    """Return the systems that all runs have measured, each with its scores averaged per question over the runs.
+
+    Raises:
+        UserError: the runs answered different questions.
+    """
+    mean = Results()
+    for system in _shared_systems(folders):
+        try:
+            mean = mean.with_system(system, summarize_seeds(_scored(folders, system), {"runs": len(folders)}))
+        except ValueError as error:
+            raise UserError(f"the runs cannot be averaged ({error}): give runs of one recipe") from error
+    return mean
+
+
+def gains_of_runs(folders: Sequence[RunFolder]) -> dict[str, Gains]:
+    """Return the F1 that the trained policy has above each other system, question by question; all runs share them."""
+    systems = _shared_systems(folders)
+    if TRAINED not in systems:
+        return {}
+    trained = _scored(folders, TRAINED)
+    return {system: gains(trained, _scored(folders, system)) for system in systems if system != TRAINED}
+
+
+def _shared_systems(folders: Sequence[RunFolder]) -> list[str]:
+    first, *others = [folder.read_results().systems for folder in folders]
+    return [system for system in first if all(system in other for other in others)]
+
+
+def _scored(folders: Sequence[RunFolder], system: str) -> list[list[Scored]]:
+    return [
+        [score_trajectory(Trajectory.from_json(row)) for row in folder.read_trajectories(system)] for folder in folders
+    ]
