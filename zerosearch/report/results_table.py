@@ -141,7 +141,8 @@ def _gain_rows(gains: Mapping[str, Gains]) -> list[list[Cell]]:
     found = next(iter(gains.values()))
     columns = [*(kind for kind in KINDS if kind in found), *(kind for kind in found if kind not in KINDS)]
     header: list[Cell] = ["system", *(KINDS.get(kind, kind) for kind in columns)]
-    return [header, *([name, *(of[kind] for kind in columns)] for name, of in gains.items())]
+    body: list[list[Cell]] = [[name, *(of[kind] for kind in columns)] for name, of in gains.items()]
+    return [header, *body]
 
 
 def _names(results: Results, groups: Callable[[SystemResult], Iterable[str]]) -> list[str]:
