@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.models import load_model, release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
@@ -18,6 +19,7 @@ from zerosearch.training.advantages import has_spread
 from zerosearch.training.checkpoint import (
     TrainingState,
     checkpoints,
+    load_adapter_weights,
     load_optimizer,
     load_state,
     save_checkpoint,
@@ -44,13 +46,21 @@ def reinforce(run: Run, start: str) -> None:
     training, algorithm = recipe.training, recipe.algorithm
     found = checkpoints(folder.checkpoints)
     state = load_state(found[-1]) if found else TrainingState()
-    run.take_policy(str(found[-1]) if found else start)
+    run.take_policy(str(found[-1]) if found and not recipe.lora.rank else start)
     policy = run.policy
+    if recipe.lora.rank:
+        add_adapters(policy, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
+        if found:
+            load_adapter_weights(found[-1], policy)
     if training.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
     reference = _reference(start) if algorithm.kl_coefficient else None
     optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        [each for each in policy.parameters() if each.requires_grad],
+        lr=training.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        fused=True,
     )
     if found:
         load_optimizer(found[-1], policy, optimizer)
