@@ -32,9 +32,7 @@ PRESETS: dict[str, Preset] = {
     "reinforce_plus_plus_baseline": Preset(
         "REINFORCE++ with a baseline", "group", {"normalize_std": False, "whiten": True, "kl_estimator": "k2"}
     ),
-    "rloo": Preset(
-        "RLOO", "leave_one_out", {"normalize_std": False, "aggregation": "fixed_length", **KL_IN_REWARD}
-    ),
+    "rloo": Preset("RLOO", "leave_one_out", {"normalize_std": False, "aggregation": "fixed_length", **KL_IN_REWARD}),
     "grpo": Preset("GRPO", "group"),
     "dr_grpo": Preset(
         "Dr. GRPO", "group", {"normalize_std": False, "aggregation": "fixed_length", "kl_coefficient": 0.0}

@@ -93,7 +93,7 @@ class Simulation(Section):
     """`prompt` (an instruction and a worked example) or `sft` (a model tuned to write pages)."""
     model: str = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
-    url: list[str] = []
+    url: list[str] = []  # noqa: RUF012 (pydantic copies it)
     """Base URLs of OpenAI-compatible servers, used in turn; empty = the model runs in this process."""
     template: str = ""
     """File with a prompt template of one's own; empty = the built-in one of `mode`."""
