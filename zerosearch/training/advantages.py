@@ -63,17 +63,20 @@ def token_advantages(
     if kl_coefficient and experience.reference_W is not None:
         kl_W = divergence(experience.old_W, experience.reference_W, algorithm.kl_estimator)
         rewards_W = rewards_W - kl_coefficient * kl_W
-    values_W = experience.values_W.double()
-    decay = algorithm.critic.gae_lambda if algorithm.estimator == "critic" else 1.0
-    found_W = generalised(rewards_W, values_W, experience.lengths_E, algorithm.discount, decay)
-    returns_W = found_W + values_W
-    if algorithm.estimator != "critic":
+    returns_W = experience.returns_W
+    if algorithm.estimator == "critic":
+        values_W, decay = experience.values_W.double(), algorithm.critic.gae_lambda
+        found_W = generalised(rewards_W, values_W, experience.lengths_E, algorithm.discount, decay)
+        returns_W = found_W + values_W
+    else:
         totals_E = sums(rewards_W, experience.lengths_E)
         by_group = advantages([group.tolist() for group in totals_E.split(list(groups))], algorithm)
         compared_E = torch.tensor([value for group in by_group for value in group], dtype=torch.float64)
         if algorithm.compares_samples:
             found_W = compared_E.repeat_interleave(experience.lengths_E)
         else:
+            nothing_W = torch.zeros_like(rewards_W)
+            found_W = generalised(rewards_W, nothing_W, experience.lengths_E, algorithm.discount, 1.0)
             found_W = found_W - (totals_E - compared_E).repeat_interleave(experience.lengths_E)
     dtype = experience.sampled_W.dtype
     return (whitened(found_W) if algorithm.whiten else found_W).to(dtype), returns_W.to(dtype)
