@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -113,6 +113,7 @@ def batches(test: Any) -> Any:
     @DTYPES
     @settings(max_examples=15)
     @given(seed=SEEDS)
+    @example(seed=0)
     def run(dtype: torch.dtype, seed: int) -> None:
         test(hand_made(dtype) if seed == 0 else random_batch(seed, dtype))
 
