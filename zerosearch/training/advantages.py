@@ -22,7 +22,7 @@ def advantages(rewards: Sequence[Sequence[float]], algorithm: Algorithm) -> list
 
     The reward less, by `algorithm.estimator`: nothing (Williams 1992), the mean of the batch, that of the group
     (GRPO, Shao et al. 2024, arXiv 2402.03300, divides by its standard deviation, n - 1; Dr. GRPO, arXiv 2503.20783,
-    does not) or the mean of the group's others (RLOO, Ahmadian et al. 2024, arXiv 2402.14740, equation 8).
+    does not) or the mean of the group's others (RLOO, Ahmadian et al. 2024, arXiv 2402.14740).
     A group without spread has none, nor has a group of one.
     """
     if algorithm.estimator == "none":

@@ -118,7 +118,7 @@ class Learner:
 
 
 def followed(coefficient: float, kl: float, episodes: int, algorithm: Algorithm) -> float:
-    """Return the next coefficient of the divergence in the reward (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
+    """Return the next coefficient of the divergence in the reward (Ziegler et al. 2019, arXiv 1909.08593).
 
     kl: the step's divergence for each token. It grows where that is above `kl_target` and falls where it is below,
     by at most a fifth in `kl_horizon` episodes.

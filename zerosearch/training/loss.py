@@ -22,7 +22,7 @@ def token_weights(lengths_E: Tensor, aggregation: str, tokens: int, episodes: in
 
     lengths_E: tokens of each episode of a part. tokens, episodes: of the whole mini-batch.
 
-    `token_mean`: each token the same (DAPO, arXiv 2503.14476, equation 8). `sequence_mean`: each episode the same
+    `token_mean`: each token the same (DAPO, arXiv 2503.14476, section 3.3). `sequence_mean`: each episode the same
     (GRPO, arXiv 2402.03300, equation 3). `fixed_length`: each token the same by a constant, whatever the lengths
     (Dr. GRPO, arXiv 2503.20783).
     """
@@ -54,7 +54,7 @@ def policy_loss(
     wanted. weights_W: what each token counts.
 
     The surrogate is that of PPO (Schulman et al. 2017, arXiv 1707.06347, equation 7), with its own bound on each
-    side and, where set, a bound for negative advantages (dual clip, arXiv 1912.09729, equation 5). A ratio of the
+    side and, where set, a bound for negative advantages (dual clip, arXiv 1912.09729). A ratio of the
     sequence is that of GSPO-token (arXiv 2507.18071, equation 14). The divergence from the reference is *added*:
     minimising the loss pulls the policy towards the reference.
     """
