@@ -152,17 +152,17 @@ class SelectiveLogSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_W: Tensor, entropy_W: Tensor) -> tuple[Tensor, None, None, None]:
         logits_WV, targets_W, sums_W, entropies_W = ctx.saved_tensors
-        slopes = (gradient_W / ctx.temperature, entropy_W / ctx.temperature if ctx.entropy_gradient else entropies_W)
-        parts = (each.split(SelectiveLogSoftmax.rows) for each in (logits_WV, targets_W, sums_W, entropies_W, *slopes))
-        for logits, targets, total, entropy, gradient, of_entropy in zip(*parts, strict=True):
-            log_probs = logits.to(total.dtype) / ctx.temperature - total[:, None]
+        gradient_W = gradient_W / ctx.temperature
+        for start in range(0, len(targets_W), SelectiveLogSoftmax.rows):
+            rows = slice(start, start + SelectiveLogSoftmax.rows)
+            log_probs = logits_WV[rows].to(sums_W.dtype) / ctx.temperature - sums_W[rows, None]
+            factors = -gradient_W[rows, None]
             if ctx.entropy_gradient:
-                pull = (log_probs + entropy[:, None]).mul_(of_entropy[:, None]).add_(gradient[:, None])
-                slope = log_probs.exp_().mul_(pull).neg_()
-            else:
-                slope = log_probs.exp_().mul_(-gradient[:, None])
-            slope.scatter_add_(-1, targets[:, None], gradient[:, None])
-            logits.copy_(slope)
+                weights = entropy_W[rows, None] / ctx.temperature
+                factors = factors - (log_probs + entropies_W[rows, None]) * weights
+            slope = log_probs.exp_().mul_(factors)
+            slope.scatter_add_(-1, targets_W[rows, None], gradient_W[rows, None])
+            logits_WV[rows] = slope
         return logits_WV, None, None, None
 
 

@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zerosearch.errors import RunError
+from zerosearch.inference.adapters import adapter_state, has_adapters, load_adapters, merged_state
 from zerosearch.report.files import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ADAPTERS = "adapters.safetensors"
 CRITIC = "critic"
 """Folder of the critic inside a checkpoint."""
 
@@ -59,15 +61,18 @@ def save_checkpoint(
 ) -> Path:
     """Write `step-<n>` into the folder, then delete all but the newest `keep`.
 
-    A critic and its optimiser go into the folder `critic` inside.
+    The model is written whole, as transformers loads it; adapters stand in a file of their own, too. A critic and its
+    optimiser go into the folder `critic` inside.
 
     Raises:
         RunError: the disk is full; older checkpoints are kept.
     """
     target = folder / f"step-{state.step:06d}"
     with whole_folder(target) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=merged_state(model))
         tokenizer.save_pretrained(temporary)
+        if has_adapters(model):
+            save_file(adapter_state(model), temporary / ADAPTERS)
         save_file(_moments(model, optimizer), temporary / "optimizer.safetensors")
         if critic:
             (temporary / CRITIC).mkdir()
@@ -127,6 +132,16 @@ def _load_moments(file: Path, checkpoint: Path, model: nn.Module, optimizer: tor
             }
 
 
+def load_adapter_weights(checkpoint: Path, model: "PreTrainedModel") -> None:
+    """Give the model's adapters their values back.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    with _reading(checkpoint / ADAPTERS, checkpoint) as path:
+        load_adapters(model, load_file(path))
+
+
 def check_weights(folder: Path) -> None:
     """Look whether the weights in a folder of a run are whole, by their headers and sizes.
 
@@ -143,7 +158,7 @@ def _reading(path: Path, folder: Path) -> Iterator[Path]:
     """Turn what a damaged file in a folder of a run raises into a RunError that says how to go on without it."""
     try:
         yield path
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         found = checkpoints(folder.parent)
         older = found[: found.index(folder)] if folder in found else []
         way = f"go on from the older {older[-1].name}" if older else "do this stage again"

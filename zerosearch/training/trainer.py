@@ -5,13 +5,20 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
+from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.training.advantages import has_spread
-from zerosearch.training.checkpoint import TrainingState, checkpoints, load_state, save_checkpoint
+from zerosearch.training.checkpoint import (
+    TrainingState,
+    checkpoints,
+    load_adapter_weights,
+    load_state,
+    save_checkpoint,
+)
 from zerosearch.training.learner import Learner
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run
@@ -31,8 +38,12 @@ def reinforce(run: Run, start: str) -> None:
     training = recipe.training
     found = checkpoints(folder.checkpoints)
     state = load_state(found[-1]) if found else TrainingState()
-    run.take_policy(str(found[-1]) if found else start)
+    run.take_policy(str(found[-1]) if found and not recipe.lora.rank else start)
     policy = run.policy
+    if recipe.lora.rank:
+        add_adapters(policy, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
+        if found:
+            load_adapter_weights(found[-1], policy)
     learner = Learner(recipe, policy, start, run.dtype)
     if found:
         learner.restore(found[-1], state.kl_coefficient)
