@@ -6,23 +6,12 @@ reference. `zerosearch.training.recipe_file` reads recipes and writes them back.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+from zerosearch.training.algorithm import Algorithm
+from zerosearch.training.section import Count, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
 LATER_SEARCH_TYPES = ("dense", "serpapi", "retriever", "mixed")
-
-
-class Section(BaseModel):
-    """A table of a recipe: unknown keys and values of another type are errors, nothing is converted."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, validate_default=True
-    )
 
 
 class Model(Section):
@@ -104,7 +93,7 @@ class Simulation(Section):
     """`prompt` (an instruction and a worked example) or `sft` (a model tuned to write pages)."""
     model: str = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
-    url: list[str] = []
+    url: list[str] = []  # noqa: RUF012 (pydantic copies it)
     """Base URLs of OpenAI-compatible servers, used in turn; empty = the model runs in this process."""
     template: str = ""
     """File with a prompt template of one's own; empty = the built-in one of `mode`."""
@@ -231,29 +220,6 @@ class Lora(Section):
     """The adapters' part is scaled by alpha / rank."""
 
 
-class Algorithm(Section):
-    """How rewards become an update."""
-
-    type: Literal["grpo", "reinforce"] = "grpo"
-    """`grpo` (advantages within the group of a question) or `reinforce`."""
-    baseline: Literal["none", "group", "batch"] = "none"
-    """What REINFORCE subtracts from the reward: nothing, the mean of the question's group or of the batch."""
-    normalize_std: bool = True
-    """GRPO divides by the group's standard deviation."""
-    clip_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: Annotated[float, Field(ge=0.0)] = 0.2
-    """The probability ratio is clipped above at 1 + clip_high."""
-    kl_coefficient: NonNegativeFloat = 0.001
-    """Weight of the pull towards the reference policy; 0 = none, and no reference is held."""
-    kl_estimator: Literal["k3"] = "k3"
-    """Estimator of the KL divergence from the reference: exp(d) - d - 1 with d = log p_ref - log p."""
-    mini_batches: Positive = 1
-    """Updates per pass over a step's episodes; all are of the same size."""
-    epochs: Positive = 1
-    """Passes over a step's episodes."""
-
-
 class Reward(Section):
     """What an episode earns."""
 
@@ -309,6 +275,11 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
 
+    @property
+    def policy_tokens(self) -> int:
+        """Tokens that an episode's turns may hold together."""
+        return (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn
+
     @field_validator("trainer")
     @classmethod
     def _trainer_available(cls, value: str) -> str:
@@ -319,17 +290,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         training, algorithm = self.training, self.algorithm
-        grouped = algorithm.type == "grpo" or algorithm.baseline == "group"
-        if grouped and training.samples_per_question < 2:
-            what = "GRPO" if algorithm.type == "grpo" else 'algorithm.baseline = "group"'
+        if algorithm.compares_samples and training.samples_per_question < 2:
             raise ValueError(
-                f"training.samples_per_question is {training.samples_per_question}, but {what} compares the "
+                f"training.samples_per_question is {training.samples_per_question}, but {algorithm.title} compares the "
                 "samples of a question; set it to 2 or more"
-            )
-        if algorithm.type == "grpo" and algorithm.baseline != "none":
-            raise ValueError(
-                f'algorithm.baseline is "{algorithm.baseline}", but GRPO brings its own; remove it or set '
-                'algorithm.type = "reinforce"'
             )
         if training.questions_per_step % algorithm.mini_batches:
             raise ValueError(

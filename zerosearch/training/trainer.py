@@ -3,14 +3,10 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING
-
-import torch
 
 from zerosearch.inference.adapters import add_adapters
-from zerosearch.inference.models import load_model, release_memory
+from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import SearchEngine
@@ -20,16 +16,12 @@ from zerosearch.training.checkpoint import (
     TrainingState,
     checkpoints,
     load_adapter_weights,
-    load_optimizer,
     load_state,
     save_checkpoint,
 )
+from zerosearch.training.learner import Learner
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run
-from zerosearch.training.update import lessons, update
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 STAGE = "reinforcement"
 
@@ -43,7 +35,7 @@ def reinforce(run: Run, start: str) -> None:
         RunError: too many searches failed; the steps done so far are kept.
     """
     recipe, folder, display = run.recipe, run.folder, run.display
-    training, algorithm = recipe.training, recipe.algorithm
+    training = recipe.training
     found = checkpoints(folder.checkpoints)
     state = load_state(found[-1]) if found else TrainingState()
     run.take_policy(str(found[-1]) if found and not recipe.lora.rank else start)
@@ -52,18 +44,9 @@ def reinforce(run: Run, start: str) -> None:
         add_adapters(policy, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
         if found:
             load_adapter_weights(found[-1], policy)
-    if training.gradient_checkpointing:
-        policy.gradient_checkpointing_enable()
-    reference = _reference(start) if algorithm.kl_coefficient else None
-    optimizer = torch.optim.AdamW(
-        [each for each in policy.parameters() if each.requires_grad],
-        lr=training.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-        fused=True,
-    )
+    learner = Learner(recipe, policy, start, run.dtype)
     if found:
-        load_optimizer(found[-1], policy, optimizer)
+        learner.restore(found[-1], state.kl_coefficient)
     folder.resume(STAGE, state.step)
     order = QuestionOrder(run.train_questions, recipe.seed, state.position)
     episodes = training.questions_per_step * training.samples_per_question
@@ -76,10 +59,7 @@ def reinforce(run: Run, start: str) -> None:
         groups = asyncio.run(run_groups(agent, order, recipe, step))
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * min(1.0, step / max(1, training.warmup_steps))
-        taught = lessons(groups, recipe)
-        figures = update(policy, reference, optimizer, taught, recipe, run.dtype)
+        figures = learner.learn(groups, step)
         sampler.take_weights(policy)
         done = time.perf_counter()
         figures |= _figures(groups, engine) | {
@@ -87,9 +67,8 @@ def reinforce(run: Run, start: str) -> None:
             "update_seconds": done - sampled,
             "tokens_per_second": _policy_tokens(groups) / (sampled - started),
             "real_searches": real_searches,
-            "learning_rate": optimizer.param_groups[0]["lr"],
         }
-        state = replace(state, step=step, position=order.position, seconds=state.seconds + done - started)
+        state = TrainingState(step, order.position, state.seconds + done - started, learner.kl_coefficient)
         folder.metrics.append(STAGE, step, figures)
         folder.append_trajectories(
             STAGE,
@@ -97,14 +76,16 @@ def reinforce(run: Run, start: str) -> None:
         )
         display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
         if step == training.steps or (training.save_every and step % training.save_every == 0):
-            save_checkpoint(folder.checkpoints, policy, run.tokenizer, optimizer, state, training.keep)
+            save_checkpoint(
+                folder.checkpoints, policy, run.tokenizer, learner.optimizer, state, training.keep, learner.critic
+            )
     rows = folder.metrics.rows(STAGE)
     counted = all("real_searches" in row for row in rows)  # older versions did not
     folder.add_measurements(
         reinforcement_seconds=round(state.seconds, 1),
         real_searches_in_training=sum(row["real_searches"] for row in rows) if counted else None,
     )
-    del sampler, agent, engine, optimizer, reference
+    del sampler, agent, engine, learner
     release_memory()
 
 
@@ -121,12 +102,6 @@ SHOWN = (
     "leak_rate",
     "entropy",
 )
-
-
-def _reference(name: str) -> "PreTrainedModel":
-    model = load_model(name)
-    model.requires_grad_(False)
-    return model
 
 
 def _engine(run: Run) -> SearchEngine | None:
