@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 class TrainingState:
     """Where a run stands. All that is drawn is a function of the seed and of these.
 
-    step: steps done. position: questions drawn. seconds: time spent in steps.
+    step: steps done. position: questions drawn. seconds: time spent in steps. rewards: the mean of each step.
     """
 
     step: int = 0
     position: int = 0
     seconds: float = 0.0
+    rewards: tuple[float, ...] = ()
 
 
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -49,8 +50,11 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     keep: int,
+    good_step: int | None = None,
 ) -> Path:
     """Write `step-<n>` into the folder, then delete all but the newest `keep`.
+
+    good_step: the newest checkpoint up to this step is kept, too.
 
     Raises:
         RunError: the disk is full; older checkpoints are kept.
@@ -61,14 +65,21 @@ def save_checkpoint(
         tokenizer.save_pretrained(temporary)
         save_file(_moments(model, optimizer), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
+    good = checkpoint_before(folder, state.step if good_step is None else good_step)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old != good:
+            shutil.rmtree(old)
     return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the folder's checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def checkpoint_before(folder: Path, step: int) -> Path | None:
+    """Return the newest checkpoint of at most that many steps."""
+    return next((path for path in reversed(checkpoints(folder)) if path.name <= f"step-{step:06d}"), None)
 
 
 def load_state(checkpoint: Path) -> TrainingState:
@@ -78,7 +89,8 @@ def load_state(checkpoint: Path) -> TrainingState:
         RunError: the file is damaged.
     """
     with _reading(checkpoint / "state.json") as path:
-        return TrainingState(**json.loads(path.read_text()))
+        state = TrainingState(**json.loads(path.read_text()))
+        return replace(state, rewards=tuple(state.rewards))
 
 
 def load_optimizer(checkpoint: Path, model: "PreTrainedModel", optimizer: torch.optim.Optimizer) -> None:

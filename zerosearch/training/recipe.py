@@ -6,23 +6,21 @@ reference. `zerosearch.training.recipe_file` reads recipes and writes them back.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+from zerosearch.training.recipe_health import Health
+from zerosearch.training.recipe_reward import Reward
+from zerosearch.training.recipe_section import (
+    Count,
+    FiniteFloat,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+)
 
 LATER_SEARCH_TYPES = ("dense", "serpapi", "retriever", "mixed")
-
-
-class Section(BaseModel):
-    """A table of a recipe: unknown keys and values of another type are errors, nothing is converted."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, validate_default=True
-    )
 
 
 class Model(Section):
@@ -72,14 +70,20 @@ class Search(Section):
 
 
 class Noise(Section):
-    """The schedule p_i = start + (base^(i/m) - 1) / (base - 1) * (end - start) of noisy pages."""
+    """The share of noisy pages over training; exponential: start + (base^(i/m) - 1) / (base - 1) * (end - start)."""
 
+    schedule: Literal["exponential", "linear", "constant", "random", "reverse", "adaptive"] = "exponential"
+    """How the noise goes from `start` to `end`; `reverse` goes back, `adaptive` follows the reward."""
     start: Share = 0.0
-    """Share of noisy pages at the first step."""
+    """Share of noisy pages at the first step; `constant` stays there."""
     end: Share = 0.5
     """Share of noisy pages at the last step."""
     base: PositiveFloat = 4.0
-    """How late the noise comes: above 1 late, 1 evenly, below 1 early."""
+    """How late the noise of `exponential` and `reverse` comes: above 1 late, 1 evenly, below 1 early."""
+    target: FiniteFloat = 0.5
+    """Mean reward of a step that `adaptive` aims at: more noise above it, less below."""
+    max_change: Share = 0.02
+    """By how much the noise of `adaptive` changes after a step at most."""
 
 
 class Tuning(Section):
@@ -104,7 +108,7 @@ class Simulation(Section):
     """`prompt` (an instruction and a worked example) or `sft` (a model tuned to write pages)."""
     model: str = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
-    url: list[str] = []
+    url: list[str] = []  # noqa: RUF012 (pydantic copies it)
     """Base URLs of OpenAI-compatible servers, used in turn; empty = the model runs in this process."""
     template: str = ""
     """File with a prompt template of one's own; empty = the built-in one of `mode`."""
@@ -245,13 +249,6 @@ class Algorithm(Section):
     """Passes over a step's episodes."""
 
 
-class Reward(Section):
-    """What an episode earns."""
-
-    type: Literal["f1", "em", "substring_em"] = "f1"
-    """`f1` (word overlap with the best golden answer), `em` (equal to one) or `substring_em` (holds one)."""
-
-
 class Evaluation(Section):
     """The test with the real engine: greedy, every question counted."""
 
@@ -296,6 +293,7 @@ class Recipe(Section):
     training: Training = Training()
     algorithm: Algorithm = Algorithm()
     reward: Reward = Reward()
+    health: Health = Health()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
 
@@ -326,6 +324,12 @@ class Recipe(Section):
                 f"algorithm.mini_batches is {algorithm.mini_batches}, which does not divide "
                 f"training.questions_per_step ({training.questions_per_step}); choose a divisor, so that all "
                 "mini-batches weigh the same"
+            )
+        written, reward = (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn, self.reward
+        if reward.length_penalty and reward.length_start >= written:
+            raise ValueError(
+                f"reward.length_start is {reward.length_start}, but an episode writes at most {written} tokens "
+                "((agent.max_turns + 1) * agent.max_tokens_per_turn); set it below that"
             )
         if self.search.type == "none" and self.agent.max_turns:
             raise ValueError(

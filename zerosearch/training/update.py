@@ -117,7 +117,8 @@ def update(
             optimizer.zero_grad(set_to_none=True)
     model.eval()
     total = sums["tokens"] or 1.0
-    return {
+    extremes = {name: sums[name] for name in ("ratio_min", "ratio_max") if name in sums}
+    return extremes | {
         "kl": sums["kl"] / total,
         "clip_fraction": sums["clipped"] / total,
         "ratio_deviation": sums["ratio_deviation"] / total,
@@ -151,5 +152,8 @@ def _accumulate(
     sums["kl"] += result.kl
     sums["clipped"] += result.clipped
     sums["ratio_deviation"] += result.ratio_deviation
+    ratios = (scores.log_probs.detach() - sampled).exp()
+    sums["ratio_min"] = min(sums.get("ratio_min", 1.0), ratios.min().item())
+    sums["ratio_max"] = max(sums.get("ratio_max", 1.0), ratios.max().item())
     sums["entropy"] += scores.entropies.sum().item()
     sums["tokens"] += len(sampled)
