@@ -65,11 +65,16 @@ def save_checkpoint(
         tokenizer.save_pretrained(temporary)
         save_file(_moments(model, optimizer), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
-    good = checkpoint_before(folder, state.step if good_step is None else good_step)
+    drop_old(folder, keep, state.step if good_step is None else good_step)
+    return target
+
+
+def drop_old(folder: Path, keep: int, good_step: int) -> None:
+    """Delete all checkpoints but the newest `keep` and the newest up to `good_step`."""
+    good = checkpoint_before(folder, good_step)
     for old in checkpoints(folder)[:-keep]:
         if old != good:
             shutil.rmtree(old)
-    return target
 
 
 def checkpoints(folder: Path) -> list[Path]:
