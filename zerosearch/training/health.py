@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -135,21 +136,31 @@ class Trouble:
 class Watch:
     """Watches the figures of a run's steps against the recipe's limits.
 
-    All that it says is a function of the rows, so that a resumed run is stopped where an unbroken one is.
+    good_step: the last step at which no figure was beyond its limit. All that it says is a function of the rows, so
+    that a resumed run is stopped where an unbroken one is.
     """
 
     def __init__(self, limits: Health, rows: Sequence[Mapping[str, Any]] = ()):
         """rows: those of the steps done so far, from step 1 on; null stands for what was no finite number."""
         self._limits = limits
-        self._rows = list(rows)
+        self._rows: list[Mapping[str, Any]] = []
+        self._best_reward = -math.inf
+        self.good_step = 0
+        for row in rows:
+            self._take(row)
 
     def see(self, step: int, figures: Mapping[str, float]) -> None:
-        self._rows.append({"step": step, **figures})
+        self._take({"step": step, **figures})
 
-    @property
-    def good_step(self) -> int:
-        """The last step before any of the figures that are beyond their limits now went there."""
-        return min([self._last_step, *(trouble.since - 1 for trouble in self._troubles())])
+    def _take(self, row: Mapping[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= self._limits.reward_steps:
+            self._best_reward = max(self._best_reward, self._mean_reward())
+        if not any(self._troubles()):
+            self.good_step = int(row["step"])
+
+    def _mean_reward(self) -> float:
+        return fmean(float(row["reward"]) for row in self._rows[-self._limits.reward_steps :])
 
     def check(self, checkpoints: Path, start: str) -> None:
         """Stop a run that has collapsed.
@@ -165,13 +176,9 @@ class Watch:
         worst = min(over, key=lambda trouble: trouble.since)
         good = checkpoint_before(checkpoints, self.good_step) or start
         raise RunError(
-            f"training has collapsed: {worst.sentence} (steps {worst.since} to {self._last_step}); the last good "
-            f"state is {good}: train from it with model.name and gentler settings{worst.way_on}"
+            f"training has collapsed: {worst.sentence} (steps {worst.since} to {self._rows[-1]['step']}); the last "
+            f"good state is {good}: train from it with model.name and gentler settings{worst.way_on}"
         )
-
-    @property
-    def _last_step(self) -> int:
-        return int(self._rows[-1]["step"]) if self._rows else 0
 
     def _troubles(self) -> Iterator[Trouble]:
         for alarm in ALARMS:
@@ -180,14 +187,14 @@ class Watch:
 
     def _beyond(self, alarm: Alarm) -> Iterator[Trouble]:
         limit, rows = getattr(self._limits, alarm.key), self._rows
-        values = [_number(row.get(alarm.figure, limit)) for row in rows]
-        steps = 0
-        while steps < len(rows) and alarm.beyond(values[-1 - steps], limit):
-            steps += 1
-        if not steps:
+        latest = (_number(row.get(alarm.figure, limit)) for row in reversed(rows))
+        values = list(takewhile(lambda value: alarm.beyond(value, limit), latest))
+        if not values:
             return
-        now, since = values[-1], int(rows[-steps]["step"])
-        way = f"{alarm.figure} went from {figure_text(values[-1 - steps])} to" if steps < len(rows) else alarm.figure
+        now, steps = values[0], len(values)
+        since, way = int(rows[-steps]["step"]), alarm.figure
+        if steps < len(rows):
+            way += f" went from {figure_text(_number(rows[-steps - 1].get(alarm.figure, limit)))} to"
         if not math.isfinite(now):
             yield Trouble(since, True, f"{way} no finite number in {_steps(steps)}", "")
             return
@@ -201,14 +208,12 @@ class Watch:
 
     def _fallen_reward(self) -> Iterator[Trouble]:
         """Trouble begins at the first of the last steps whose own reward is below the limit."""
-        share, size = self._limits.min_reward, self._limits.reward_steps
-        rewards = [float(row["reward"]) for row in self._rows]
-        if not share or len(rewards) < size:
+        share, size, best = self._limits.min_reward, self._limits.reward_steps, self._best_reward
+        if not share or best <= 0:
             return
-        means = [fmean(rewards[end - size : end]) for end in range(size, len(rewards) + 1)]
-        best, last = max(means), means[-1]
+        last = self._mean_reward()
         below = [row for row in self._rows[-size:] if row["reward"] < share * best]
-        if best > 0 and below:
+        if below:
             yield Trouble(
                 int(below[0]["step"]),
                 last < share * best,
