@@ -232,7 +232,7 @@ def test_d05_the_learning_rate_grows_over_the_steps_that_the_recipe_names_and_no
 
 
 def test_d06_mini_batches_are_of_one_size() -> None:
-    with pytest.raises(UserError, match="algorithm.mini_batches is 3, which does not divide"):
+    with pytest.raises(UserError, match=r"algorithm\.mini_batches is 3, which does not divide"):
         recipe("training.questions_per_step=5", "algorithm.mini_batches=3")
 
 
@@ -556,7 +556,7 @@ def test_d16_a_recipe_has_names_and_unknown_ones_are_refused(capsys: pytest.Capt
 
 
 def test_d16_the_simulator_that_is_named_is_the_one_that_plays(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model folder './another'"):
+    with pytest.raises(UserError, match=r"model folder '\./another'"):
         carry_out(model, tmp_path / "run", *ONLY_RL, "simulation.model=./another")
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def test_a_run_is_repeated_to_the_bit(model: Path, whole: Path, tmp_path: Path) 
             "simulated",
             ["simulation.mode=prompt", "training.gradient_checkpointing=true", "training.deterministic=false"],
         ),
+        ("simulated", ["lora.rank=4", "warm_start.enabled=true"]),
     ],
 )
 def test_other_ways_to_search_and_to_learn(model: Path, tmp_path: Path, kind: str, more: list[str]) -> None:
@@ -264,6 +266,27 @@ def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(
         assert system["all"] == results(whole)["systems"][name]["all"]
     measured = results(run)["measurements"]
     assert measured["real_searches_in_training"] == 0 and measured["reinforcement_seconds"] > 0
+
+
+def test_adapters_go_on_with_the_same_bits_and_leave_a_whole_model(model: Path, tmp_path: Path) -> None:
+    unbroken = carry_out(model, tmp_path / "unbroken", "lora.rank=4", *ONLY_RL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LineDisplay, "update", stop_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(model, tmp_path / "run", "lora.rank=4", *ONLY_RL)
+    run = carry_out(model, tmp_path / "run", "lora.rank=4", "resume=true", *ONLY_RL)
+    assert bits(run) == bits(unbroken) and rows(run) == rows(unbroken)
+    assert not any("lora" in name for name in load_file(checkpoints(run / "checkpoints")[-1] / "model.safetensors"))
+
+
+def stop_after(updates: int) -> Callable[..., None]:
+    left = iter(range(updates))
+
+    def update(self: LineDisplay, *given: Any, **figures: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return update
 
 
 def start(model: Path, output: Path, *overrides: str) -> "subprocess.Popen[str]":

@@ -219,8 +219,8 @@ FAMILIES: tuple[Family, ...] = (
         "comparison",
         "birth_year_by_birthplace",
         (
-            "What is the birth year of the one of {} and {} whose birthplace is {}?",
-            "Of {} and {}, in which year was the one with birthplace {} born?",
+            "{} or {}: what is the birth year of the one with birthplace {}?",
+            "One of {} and {} has the birthplace {}. What is its birth year?",
         ),
         lambda half, source: _tell_apart(
             [_birthplace(person) for person in half.people], [_birth_year(person) for person in half.people], source
@@ -230,8 +230,8 @@ FAMILIES: tuple[Family, ...] = (
         "comparison",
         "founding_year_by_home_city",
         (
-            "What is the founding year of the one of {} and {} whose home city is {}?",
-            "Of the companies {} and {}, in which year was the one with home city {} founded?",
+            "{} or {}: what is the founding year of the one with home city {}?",
+            "One of {} and {} has the home city {}. What is its founding year?",
         ),
         lambda half, source: _tell_apart(
             [_home_city(company) for company in half.companies],
@@ -243,8 +243,8 @@ FAMILIES: tuple[Family, ...] = (
         "comparison",
         "home_city_by_founder",
         (
-            "What is the home city of the one of {} and {} whose founder is {}?",
-            "Of the companies {} and {}, which city is home to the one with founder {}?",
+            "{} or {}: what is the home city of the one with founder {}?",
+            "One of {} and {} has the founder {}. What is its home city?",
         ),
         lambda half, source: _tell_apart(
             [_founder(company) for company in half.companies],
@@ -256,8 +256,8 @@ FAMILIES: tuple[Family, ...] = (
         "comparison",
         "publication_year_by_author",
         (
-            "What is the publication year of the one of {} and {} whose author is {}?",
-            "Of the books {} and {}, in which year did the one with author {} come out?",
+            "{} or {}: what is the publication year of the one with author {}?",
+            "One of {} and {} has the author {}. What is its publication year?",
         ),
         lambda half, source: _tell_apart(
             [_author(book) for book in half.books], [_publication_year(book) for book in half.books], source

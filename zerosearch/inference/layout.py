@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from zerosearch.inference.adapters import effective_weight
 from zerosearch.inference.decoder import Attention
 
 if TYPE_CHECKING:
@@ -69,16 +70,16 @@ class Layout:
         normed = hasattr(attention, "q_norm")
         scale = self.width**-0.5
         parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-        weights = [part.weight * (1.0 if normed or index else scale) for index, part in enumerate(parts)]
+        weights = [effective_weight(part) * (1.0 if normed or index else scale) for index, part in enumerate(parts)]
         bias = None
         if attention.q_proj.bias is not None:
             bias = torch.cat([part.bias * (1.0 if normed or i else scale) for i, part in enumerate(parts)])
-        gates = torch.cat([feed.gate_proj.weight, feed.up_proj.weight])
+        gates = torch.cat([effective_weight(feed.gate_proj), effective_weight(feed.up_proj)])
         return Layer(
             Product(torch.cat(weights) * layer.input_layernorm.weight, bias, dtype),
-            Product(attention.o_proj.weight, attention.o_proj.bias, dtype),
+            Product(effective_weight(attention.o_proj), attention.o_proj.bias, dtype),
             Product(gates * layer.post_attention_layernorm.weight, _joined(feed.gate_proj, feed.up_proj), dtype),
-            Product(feed.down_proj.weight, feed.down_proj.bias, dtype),
+            Product(effective_weight(feed.down_proj), feed.down_proj.bias, dtype),
             attention.q_norm.weight.float() * scale if normed else None,
             attention.k_norm.weight.float() if normed else None,
         )

@@ -13,10 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from zerosearch.errors import RunError
+from zerosearch.inference.adapters import adapter_state, has_adapters, load_adapters, merged_state
 from zerosearch.report.files import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+ADAPTERS = "adapters.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `step-<n>` into the folder, then delete all but the newest `keep`.
 
+    The model is written whole, as transformers loads it; adapters stand in a file of their own, too.
     good_step: the newest checkpoint up to this step is kept, too.
 
     Raises:
@@ -61,8 +66,10 @@ def save_checkpoint(
     """
     target = folder / f"step-{state.step:06d}"
     with whole_folder(target) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=merged_state(model))
         tokenizer.save_pretrained(temporary)
+        if has_adapters(model):
+            save_file(adapter_state(model), temporary / ADAPTERS)
         save_file(_moments(model, optimizer), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
     drop_old(folder, keep, state.step if good_step is None else good_step)
@@ -116,6 +123,16 @@ def load_optimizer(checkpoint: Path, model: "PreTrainedModel", optimizer: torch.
             }
 
 
+def load_adapter_weights(checkpoint: Path, model: "PreTrainedModel") -> None:
+    """Give the model's adapters their values back.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    with _reading(checkpoint / ADAPTERS) as path:
+        load_adapters(model, load_file(path))
+
+
 def check_weights(folder: Path) -> None:
     """Look whether the weights in a folder of a run are whole, by their headers and sizes.
 
@@ -132,7 +149,7 @@ def _reading(path: Path) -> Iterator[Path]:
     """Turn what a damaged file of a run raises into a RunError that says how to go on without it."""
     try:
         yield path
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         folder, found = path.parent, checkpoints(path.parent.parent)
         older = found[: found.index(folder)] if folder in found else []
         way = f"go on from the older {older[-1].name}" if older else "do this stage again"

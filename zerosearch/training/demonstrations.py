@@ -107,7 +107,7 @@ async def demonstrate(
     seed: int,
     in_vain_share: float = 0.2,
 ) -> list[Trajectory]:
-    """Return `count` demonstrations, spread over the families of the questions by the facts that each looks up.
+    """Return `count` demonstrations, spread over the families of the questions in proportion to their hops.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -118,7 +118,7 @@ async def demonstrate(
         if question.hops:
             families.setdefault(question.family, []).append(question)
     demonstrations: list[Trajectory] = []
-    turn_of_family = [group for _, group in sorted(families.items()) for _ in _path(group[0])]
+    turn_of_family = [group for _, group in sorted(families.items()) for _ in group[0].hops]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
         for family in turn_of_family:

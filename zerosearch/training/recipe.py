@@ -226,6 +226,15 @@ class Training(Section):
     """CPU threads; 0 = all cores."""
 
 
+class Lora(Section):
+    """Low-rank adapters beside the policy's linear layers, trained in place of its weights."""
+
+    rank: Count = 0
+    """Rank of the adapters; 0 = none, all weights are trained."""
+    alpha: PositiveFloat = 32.0
+    """The adapters' part is scaled by alpha / rank."""
+
+
 class Algorithm(Section):
     """How rewards become an update."""
 
@@ -291,6 +300,7 @@ class Recipe(Section):
     agent: Agent = Agent()
     warm_start: WarmStart = WarmStart()
     training: Training = Training()
+    lora: Lora = Lora()
     algorithm: Algorithm = Algorithm()
     reward: Reward = Reward()
     health: Health = Health()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.models import load_model, release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
@@ -16,6 +17,7 @@ from zerosearch.simulation.simulator import Simulator
 from zerosearch.training.checkpoint import (
     TrainingState,
     checkpoints,
+    load_adapter_weights,
     load_optimizer,
     load_state,
     save_checkpoint,
@@ -43,13 +45,21 @@ def reinforce(run: Run, start: str) -> None:
     training, algorithm = recipe.training, recipe.algorithm
     found = checkpoints(folder.checkpoints)
     state = load_state(found[-1]) if found else TrainingState()
-    run.take_policy(str(found[-1]) if found else start)
+    run.take_policy(str(found[-1]) if found and not recipe.lora.rank else start)
     policy = run.policy
+    if recipe.lora.rank:
+        add_adapters(policy, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
+        if found:
+            load_adapter_weights(found[-1], policy)
     if training.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
     reference = _reference(start) if algorithm.kl_coefficient else None
     optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        [each for each in policy.parameters() if each.requires_grad],
+        lr=training.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+        fused=True,
     )
     if found:
         load_optimizer(found[-1], policy, optimizer)
@@ -72,17 +82,14 @@ def reinforce(run: Run, start: str) -> None:
         figures = update(policy, reference, optimizer, taught, recipe, run.dtype)
         sampler.take_weights(policy)
         done = time.perf_counter()
-        figures |= (
-            step_figures(groups)
-            | _engine_figures(engine)
-            | {
-                "rollout_seconds": sampled - started,
-                "update_seconds": done - sampled,
-                "tokens_per_second": _policy_tokens(groups) / (sampled - started),
-                "real_searches": real_searches,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-            }
-        )
+        figures |= step_figures(groups) | _engine_figures(engine)
+        figures |= {
+            "rollout_seconds": sampled - started,
+            "update_seconds": done - sampled,
+            "tokens_per_second": _policy_tokens(groups) / (sampled - started),
+            "real_searches": real_searches,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+        }
         rewards.append(figures["reward"])
         seconds = state.seconds + done - started
         state = replace(state, step=step, position=order.position, seconds=seconds, rewards=tuple(rewards))
