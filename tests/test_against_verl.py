@@ -15,10 +15,10 @@ from torch import Tensor
 
 from zerosearch.inference.packed import SelectiveLogSoftmax
 from zerosearch.training.advantages import STD_FLOOR, advantages, token_advantages, whitened
-from zerosearch.training.algorithm import Algorithm
 from zerosearch.training.experience import Experience
 from zerosearch.training.learner import followed
 from zerosearch.training.loss import divergence, importance_weights, policy_loss, token_weights, value_loss
+from zerosearch.training.recipe_algorithm import Algorithm
 
 core = pytest.importorskip("verl.trainer.ppo.core_algos")
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from zerosearch.inference.packed import score
-from zerosearch.training.algorithm import PRESETS, Algorithm
 from zerosearch.training.critic import Critic
 from zerosearch.training.experience import Experience
 from zerosearch.training.learner import Learner
 from zerosearch.training.lessons import Lesson, episodes_of, filled, judged, lessons, measured, worthwhile
 from zerosearch.training.loss import fallen, importance_weights, policy_loss
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_algorithm import PRESETS, Algorithm
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
 from zerosearch.training.update import update_critic, update_policy

@@ -25,8 +25,9 @@ from zerosearch.cli.main import run as command
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
 from zerosearch.simulation.template import load_template
-from zerosearch.training.algorithm import PRESETS
+from zerosearch.training.recipe_algorithm import PRESETS
 from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.rewards import load_function
 from zerosearch.training.stages import train
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +122,8 @@ def check_files(recipe: str, *overrides: str) -> None:
     resolved = load_recipe(recipe, [each for each in overrides if "=" in each])
     if resolved.simulation.template:
         load_template(resolved.simulation.template)
+    if resolved.reward.function:
+        load_function(resolved.reward.function)
     load_corpus(resolved.search.corpus)
     for source, split in ((resolved.data.train, "train"), (resolved.data.test, "test")):
         if not re.fullmatch(r"[\w-]+/[\w-]+", source):  # the hub
@@ -148,6 +151,7 @@ def reader(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Reader:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("ZEROSEARCH_MODEL", str(finished / "model"))
     return Reader(finished, capsys)
 
@@ -164,6 +168,7 @@ def test_what_a_document_says_works(document: Path, reader: Reader) -> None:
         "zerosearch train world training.stepz=3  # takes half an hour",
         "zerosearch train world simulation.template=nowhere.toml  # needs a GPU",
         "zerosearch train world search.corpus=nowhere.jsonl  # takes half an hour",
+        "zerosearch train world reward.type=weighted reward.weights.function=1 reward.function=no:where  # takes long",
         "zerosearch serve  # needs a key",
         "zerosearch eval runs/world-0 --fast  # takes long",
         "zerosearch eval runs/world-0 evaluation.kk=3  # takes long",

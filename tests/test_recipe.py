@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from zerosearch.errors import UserError
-from zerosearch.training.algorithm import PRESETS, Algorithm
 from zerosearch.training.recipe import LATER_SEARCH_TYPES, Recipe
+from zerosearch.training.recipe_algorithm import PRESETS, Algorithm
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
 
 KEYS_OF_TEXT = ["model.name", "output", "simulation.template", "data.train"]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,18 @@ from hypothesis import strategies as st
 from zerosearch.data import Question
 from zerosearch.draws import seed_for, uniform
 from zerosearch.errors import UserError
-from zerosearch.simulation.schedule import ConstantNoise, CurriculumNoise, draw_noise, noise_probability
+from zerosearch.simulation.schedule import (
+    FULL_CHANGE_AT,
+    AdaptiveNoise,
+    ConstantNoise,
+    CurriculumNoise,
+    RandomNoise,
+    ReverseNoise,
+    Schedule,
+    adapted_noise,
+    draw_noise,
+    noise_probability,
+)
 
 shares = st.floats(0, 1)
 bases = st.one_of(st.floats(1e-6, 1e6), st.just(1.0), st.floats(1 - 1e-9, 1 + 1e-9))
@@ -72,6 +84,79 @@ def test_schedules_as_objects() -> None:
     assert {ConstantNoise(0.3).probability(step) for step in (0, 5, 900)} == {0.3}
     with pytest.raises(UserError, match="The noise is 2"):
         ConstantNoise(2)
+
+
+@given(totals, shares, shares, bases, st.integers(-5, 1100))
+def test_reverse_noise_has_the_same_levels_backwards(m: int, start: float, end: float, base: float, i: int) -> None:
+    forwards, backwards = CurriculumNoise(start, end, m, base), ReverseNoise(start, end, m, base)
+    assert backwards.probability(i) == forwards.probability(m - i)
+    assert (backwards.probability(0), backwards.probability(m)) == (end, start)
+
+
+@given(shares, shares, st.integers(0, 100), st.integers(0, 1000))
+def test_random_noise_is_a_function_of_seed_and_step_between_its_ends(
+    start: float, end: float, seed: int, step: int
+) -> None:
+    drawn = RandomNoise(start, end, seed).probability(step)
+    assert min(start, end) - 1e-12 <= drawn <= max(start, end) + 1e-12
+    assert RandomNoise(start, end, seed).probability(step) == drawn
+
+
+def test_random_noise_is_uniform_and_another_for_each_seed_and_step() -> None:
+    drawn = [[RandomNoise(0.2, 0.6, seed).probability(step) for step in range(1, 401)] for seed in range(5)]
+    assert len({value for values in drawn for value in values}) == 2000
+    for values in drawn:
+        assert sum(values) / 400 == pytest.approx(0.4, abs=0.025)
+        assert min(values) < 0.21 and max(values) > 0.59
+
+
+rewards = st.lists(st.floats(-2, 2), max_size=40)
+
+
+@given(rewards, shares, shares, st.floats(-1, 1), shares)
+def test_adaptive_noise_begins_at_its_start_moves_by_so_much_and_stays_between_its_ends(
+    earned: list[float], start: float, end: float, target: float, change: float
+) -> None:
+    schedule = AdaptiveNoise(start, end, target, change, earned)
+    levels = [schedule.probability(step) for step in range(1, len(earned) + 2)]
+    assert levels[0] == start
+    for level, after, reward in zip(levels, levels[1:], earned, strict=False):
+        assert min(start, end) <= after <= max(start, end)
+        assert abs(after - level) <= change + 1e-12
+        assert (after - level) * (reward - target) >= 0, "harder above the target, easier below"
+
+
+@given(rewards, st.integers(1, 30))
+def test_the_adaptive_noise_of_a_step_knows_the_steps_before_it_only(earned: list[float], step: int) -> None:
+    whole = AdaptiveNoise(0.1, 0.9, 0.5, 0.05, earned).probability(step)
+    assert AdaptiveNoise(0.1, 0.9, 0.5, 0.05, earned[: step - 1]).probability(step) == whole
+    assert whole == adapted_noise(earned[: step - 1], 0.1, 0.9, 0.5, 0.05)
+
+
+def test_adaptive_noise_follows_the_reward() -> None:
+    assert adapted_noise([0.9] * 3, 0.0, 0.5, 0.5, 0.02) == pytest.approx(0.06)
+    assert adapted_noise([0.9] * 3 + [0.1], 0.0, 0.5, 0.5, 0.02) == pytest.approx(0.04)
+    assert adapted_noise([0.5 + FULL_CHANGE_AT / 2], 0.0, 0.5, 0.5, 0.02) == pytest.approx(0.01)
+    assert adapted_noise([0.5] * 9, 0.3, 0.5, 0.5, 0.02) == 0.3
+    assert adapted_noise([0.9] * 99, 0.0, 0.5, 0.5, 0.02) == 0.5
+    assert adapted_noise([0.1] * 99, 0.3, 0.0, 0.5, 0.02) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: ReverseNoise(0.0, 0.5, 0), "0 steps"),
+        (lambda: ReverseNoise(0.0, 0.5, 9, -1.0), "base of the noise schedule is -1.0"),
+        (lambda: RandomNoise(-0.1, 0.5, 0), "start of the schedule is -0.1"),
+        (lambda: RandomNoise(0.1, 1.5, 0), "end of the schedule is 1.5"),
+        (lambda: AdaptiveNoise(0.0, 7, 0.5, 0.02, []), "end of the schedule is 7"),
+        (lambda: AdaptiveNoise(0.0, 0.5, float("nan"), 0.02, []), "aims at is nan"),
+        (lambda: AdaptiveNoise(0.0, 0.5, 0.5, -0.02, []), "largest change of the noise in a step is -0.02"),
+    ],
+)
+def test_impossible_values_of_other_schedules(make: Callable[[], Schedule], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make()
 
 
 def question(identifier: str, data_set: str = "nq") -> Question:

@@ -16,11 +16,11 @@ from zerosearch.data import Question
 from zerosearch.errors import UserError
 from zerosearch.inference.packed import score
 from zerosearch.training.advantages import advantages, has_spread
-from zerosearch.training.algorithm import Algorithm
 from zerosearch.training.experience import Experience
 from zerosearch.training.lessons import Lesson, episodes_of, judged, lessons, measured, split, worthwhile
 from zerosearch.training.loss import Loss, policy_loss
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
 from zerosearch.training.update import update_policy

@@ -113,7 +113,9 @@ def act_by_chance(put: Callable[[object, str, object], None] = setattr) -> None:
     put: how to replace an attribute; a monkeypatch's setattr takes it back later.
     """
     from zerosearch.agent.protocol import Action, TagProtocol
+    from zerosearch.agent.trajectory import Trajectory
     from zerosearch.training import rollout
+    from zerosearch.training.recipe import Recipe
 
     understood = TagProtocol.parse
 
@@ -123,4 +125,8 @@ def act_by_chance(put: Callable[[object, str, object], None] = setattr) -> None:
         return Action("answer", "1931") if crc32(turn.encode()) % 3 == 0 else Action("search", "its founder")
 
     put(TagProtocol, "parse", parse)
-    put(rollout, "reward", lambda trajectory, name: crc32(repr(trajectory.token_ids).encode()) % 4 / 4)
+
+    def parts(trajectory: Trajectory, recipe: Recipe) -> dict[str, float]:
+        return {"chance": crc32(repr(trajectory.token_ids).encode()) % 4 / 4}
+
+    put(rollout, "reward_parts", parts)

@@ -62,10 +62,20 @@ class AgentProtocol(Protocol):
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _TAG = re.compile(r"<(?=\s*/?\s*(?:think|search|information|answer)\b)", re.IGNORECASE)
 
+_INNER = r"(?:(?!</?(?:think|search|information|answer)>).)*"
+_THOUGHT_AND_ACTION = re.compile(
+    rf"\s*<think>(?!\s*</think>){_INNER}</think>\s*<(search|answer)>{_INNER}</\1>\s*", re.DOTALL
+)
+
 
 def defuse(text: str) -> str:
     """Make the protocol's tags inside a document inert: their opening bracket becomes `‹`."""
     return _TAG.sub("‹", text)
+
+
+def thinks_first(turn: str) -> bool:
+    """Whether a turn is one thought in `<think>` and one action after it, and nothing else."""
+    return _THOUGHT_AND_ACTION.fullmatch(turn) is not None
 
 
 class TagProtocol:

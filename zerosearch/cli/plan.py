@@ -57,18 +57,38 @@ def _reinforcement(recipe: Recipe) -> list[str]:
     per_step = training.questions_per_step * training.samples_per_question
     searches = {
         "simulated": f"pages by {recipe.simulation.model or 'a server'} ({recipe.simulation.mode}), "
-        f"noise {recipe.simulation.noise.start:g} to {recipe.simulation.noise.end:g}",
+        f"noise {_noise(recipe)}",
         "bm25": f"pages by BM25 over {recipe.search.corpus}",
         "none": "no search",
     }[recipe.search.type]
     at_most = f", at most {agent.max_turns * per_step * training.steps} searches" if agent.max_turns else ""
     again = f" (at most {training.resample} drawn again)" if training.resample else ""
     return [
-        f"reinforcement ({recipe.algorithm.type}, reward {recipe.reward.type}): "
+        f"reinforcement ({recipe.algorithm.type}, reward {_reward(recipe)}): "
         f"{_times(training.steps, 'step')} of {training.questions_per_step} questions{again} "
         f"x {training.samples_per_question} samples = {per_step * training.steps} episodes{at_most}; "
         f"{searches}"
     ]
+
+
+def _noise(recipe: Recipe) -> str:
+    noise = recipe.simulation.noise
+    levels = {
+        "exponential": f"{noise.start:g} to {noise.end:g}",
+        "constant": f"{noise.start:g}",
+        "random": f"between {noise.start:g} and {noise.end:g}, drawn for each step",
+        "reverse": f"{noise.end:g} to {noise.start:g}",
+        "adaptive": f"between {noise.start:g} and {noise.end:g}, for a reward of {noise.target:g}",
+    }
+    return levels.get(noise.schedule, f"{noise.start:g} to {noise.end:g}, {noise.schedule}")
+
+
+def _reward(recipe: Recipe) -> str:
+    reward = recipe.reward
+    weights = [f"{weight:g} {name}" for name, weight in reward.weights if weight]
+    costs = [f"{reward.search_cost:g} a search"] if reward.search_cost else []
+    costs += [f"{reward.length_penalty:g} for length"] if reward.length_penalty else []
+    return " less ".join([" + ".join(weights) or reward.type, *costs])
 
 
 def _limited(limit: int) -> str:

@@ -1,6 +1,7 @@
 """How noisy simulated search is over training, and which pages are drawn noisy."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +33,28 @@ def draw_noise(seed: int, question: Question, sample: int, turn: int, step: int,
     """The label of one page: noisy with the given probability, a function of the arguments alone."""
     number = uniform(seed, "noise", question.data_set, question.id, sample, turn, step)
     return "noisy" if number < probability else "useful"
+
+
+def adapted_noise(rewards: Sequence[float], start: float, end: float, target: float, max_change: float) -> float:
+    """The noise after steps of these mean rewards: it follows the reward towards its target.
+
+    It begins at `start` and stays between there and `end`. After each step it goes up where the reward was above the
+    target and down where it was below: by `max_change` where they differ by `FULL_CHANGE_AT` or more, by less in
+    proportion where they differ by less.
+
+    Raises:
+        UserError: a value with which this makes no sense.
+    """
+    _check_adaptive(start, end, target, max_change)
+    low, high, noise = min(start, end), max(start, end), start
+    for reward in rewards:
+        share = min(max((reward - target) / FULL_CHANGE_AT, -1.0), 1.0)
+        noise = min(max(noise + share * max_change, low), high)
+    return noise
+
+
+FULL_CHANGE_AT = 0.1
+"""How far the mean reward of a step is from its target where the adaptive noise changes most."""
 
 
 class Schedule(Protocol):
@@ -79,9 +102,84 @@ class ConstantNoise:
         return self.p
 
 
-def _check_schedule(total_steps: int, start: float, end: float, base: float) -> None:
+@dataclass(frozen=True, slots=True)
+class ReverseNoise:
+    """The levels of `CurriculumNoise` in reverse order: `end` before the first step, `start` from `total_steps` on.
+
+    Raises:
+        UserError: a value with which the formula makes no sense.
+    """
+
+    start: float
+    end: float
+    total_steps: int
+    base: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check_schedule(self.total_steps, self.start, self.end, self.base)
+
+    def probability(self, step: int) -> float:
+        return noise_probability(self.total_steps - step, self.total_steps, self.start, self.end, self.base)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomNoise:
+    """Another noise at every step, uniform between `start` and `end`: a function of the seed and the step.
+
+    Raises:
+        UserError: not probabilities.
+    """
+
+    start: float
+    end: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        _check_ends(self.start, self.end)
+
+    def probability(self, step: int) -> float:
+        return self.start + uniform(self.seed, "noise of a step", step) * (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveNoise:
+    """Noise that follows the reward towards its target; see `adapted_noise`.
+
+    rewards: the mean reward of each step, from step 1 on. Whoever trains adds to it; the noise of a step is a function
+        of those before it.
+
+    Raises:
+        UserError: a value with which this makes no sense.
+    """
+
+    start: float
+    end: float
+    target: float
+    max_change: float
+    rewards: Sequence[float]
+
+    def __post_init__(self) -> None:
+        _check_adaptive(self.start, self.end, self.target, self.max_change)
+
+    def probability(self, step: int) -> float:
+        before = self.rewards[: max(step - 1, 0)]
+        return adapted_noise(before, self.start, self.end, self.target, self.max_change)
+
+
+def _check_adaptive(start: float, end: float, target: float, max_change: float) -> None:
+    _check_ends(start, end)
+    _check_probability("The largest change of the noise in a step", max_change)
+    if not math.isfinite(target):
+        raise UserError(f"The reward that the noise aims at is {target}; give a number.")
+
+
+def _check_ends(start: float, end: float) -> None:
     _check_probability("The noise at the start of the schedule", start)
     _check_probability("The noise at the end of the schedule", end)
+
+
+def _check_schedule(total_steps: int, start: float, end: float, base: float) -> None:
+    _check_ends(start, end)
     if total_steps < 1:
         raise UserError(f"The noise schedule has {total_steps} steps; give it at least 1.")
     if not 0 < base < math.inf:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from zerosearch.training.algorithm import Algorithm
 from zerosearch.training.experience import Experience, sums
 from zerosearch.training.loss import divergence
+from zerosearch.training.recipe_algorithm import Algorithm
 
 STD_FLOOR = 1e-6
 """Added to a group's standard deviation before dividing by it."""

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,14 @@ class TrainingState:
     """Where a run stands. All that is drawn is a function of the seed and of these.
 
     step: steps done. position: questions drawn. seconds: time spent in steps. kl_coefficient: of the divergence in
-    the reward, after the step; None in checkpoints of older versions.
+    the reward, after the step; None in checkpoints of older versions. rewards: the mean of each step.
     """
 
     step: int = 0
     position: int = 0
     seconds: float = 0.0
     kl_coefficient: float | None = None
+    rewards: tuple[float, ...] = ()
 
 
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -58,11 +59,12 @@ def save_checkpoint(
     state: TrainingState,
     keep: int,
     critic: tuple[nn.Module, torch.optim.Optimizer] | None = None,
+    good_step: int | None = None,
 ) -> Path:
     """Write `step-<n>` into the folder, then delete all but the newest `keep`.
 
     The model is written whole, as transformers loads it; adapters stand in a file of their own, too. A critic and its
-    optimiser go into the folder `critic` inside.
+    optimiser go into the folder `critic` inside. good_step: the newest checkpoint up to this step is kept, too.
 
     Raises:
         RunError: the disk is full; older checkpoints are kept.
@@ -79,14 +81,26 @@ def save_checkpoint(
             save_file(critic[0].state_dict(), temporary / CRITIC / "model.safetensors")
             save_file(_moments(*critic), temporary / CRITIC / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    drop_old(folder, keep, state.step if good_step is None else good_step)
     return target
+
+
+def drop_old(folder: Path, keep: int, good_step: int) -> None:
+    """Delete all checkpoints but the newest `keep` and the newest up to `good_step`."""
+    good = checkpoint_before(folder, good_step)
+    for old in checkpoints(folder)[:-keep]:
+        if old != good:
+            shutil.rmtree(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the folder's checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def checkpoint_before(folder: Path, step: int) -> Path | None:
+    """Return the newest checkpoint of at most that many steps."""
+    return next((path for path in reversed(checkpoints(folder)) if path.name <= f"step-{step:06d}"), None)
 
 
 def load_state(checkpoint: Path) -> TrainingState:
@@ -96,7 +110,8 @@ def load_state(checkpoint: Path) -> TrainingState:
         RunError: the file is damaged.
     """
     with _reading(checkpoint / "state.json", checkpoint) as path:
-        return TrainingState(**json.loads(path.read_text()))
+        state = TrainingState(**json.loads(path.read_text()))
+        return replace(state, rewards=tuple(state.rewards))
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from zerosearch.inference.models import load_model
 from zerosearch.inference.packed import Tree, score
-from zerosearch.training.algorithm import Algorithm
 from zerosearch.training.checkpoint import load_critic, load_optimizer
 from zerosearch.training.critic import Critic
 from zerosearch.training.experience import Experience
 from zerosearch.training.lessons import Lesson, episodes_of, filled, judged, lessons, measured, worthwhile
 from zerosearch.training.loss import divergence, importance_weights
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.rollout import Group
 from zerosearch.training.update import update_critic, update_policy
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.inference.packed import Branch, Tree, micro_batches
 from zerosearch.training.advantages import token_advantages
-from zerosearch.training.algorithm import Algorithm
 from zerosearch.training.experience import Experience
+from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.rollout import Group
 
 

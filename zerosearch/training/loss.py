@@ -5,16 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zerosearch.training.algorithm import Algorithm
 from zerosearch.training.experience import Experience, sums
+from zerosearch.training.recipe_algorithm import Algorithm
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """value carries the gradient; figures are sums over tokens, for the log."""
+    """value carries the gradient; figures are sums over tokens, for the log; ratios, the smallest and the largest."""
 
     value: Tensor
     figures: dict[str, float]
+    ratios: tuple[float, ...] = ()
 
 
 def token_weights(lengths_E: Tensor, aggregation: str, tokens: int, episodes: int, fixed_length: int) -> Tensor:
@@ -88,7 +89,8 @@ def policy_loss(
         losses_W = losses_W - algorithm.entropy_coefficient * entropies_W
     if algorithm.llds_coefficient:
         losses_W = losses_W + algorithm.llds_coefficient * fallen(log_probs_W, experience)
-    return Loss((weights_W * losses_W).sum(), figures)
+    ratios = (ratio_W.detach().min().item(), ratio_W.detach().max().item())
+    return Loss((weights_W * losses_W).sum(), figures, ratios)
 
 
 def fallen(log_probs_W: Tensor, experience: Experience) -> Tensor:

@@ -8,8 +8,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from zerosearch.training.algorithm import Algorithm
-from zerosearch.training.section import Count, NonNegativeFloat, Positive, PositiveFloat, Section, Share
+from zerosearch.training.recipe_algorithm import Algorithm
+from zerosearch.training.recipe_health import Health
+from zerosearch.training.recipe_reward import Reward
+from zerosearch.training.recipe_section import (
+    Count,
+    FiniteFloat,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+)
 
 LATER_SEARCH_TYPES = ("dense", "serpapi", "retriever", "mixed")
 
@@ -61,14 +71,20 @@ class Search(Section):
 
 
 class Noise(Section):
-    """The schedule p_i = start + (base^(i/m) - 1) / (base - 1) * (end - start) of noisy pages."""
+    """The share of noisy pages over training; exponential: start + (base^(i/m) - 1) / (base - 1) * (end - start)."""
 
+    schedule: Literal["exponential", "linear", "constant", "random", "reverse", "adaptive"] = "exponential"
+    """How the noise goes from `start` to `end`; `reverse` goes back, `adaptive` follows the reward."""
     start: Share = 0.0
-    """Share of noisy pages at the first step."""
+    """Share of noisy pages at the first step; `constant` stays there."""
     end: Share = 0.5
     """Share of noisy pages at the last step."""
     base: PositiveFloat = 4.0
-    """How late the noise comes: above 1 late, 1 evenly, below 1 early."""
+    """How late the noise of `exponential` and `reverse` comes: above 1 late, 1 evenly, below 1 early."""
+    target: FiniteFloat = 0.5
+    """Mean reward of a step that `adaptive` aims at: more noise above it, less below."""
+    max_change: Share = 0.02
+    """By how much the noise of `adaptive` changes after a step at most."""
 
 
 class Tuning(Section):
@@ -220,13 +236,6 @@ class Lora(Section):
     """The adapters' part is scaled by alpha / rank."""
 
 
-class Reward(Section):
-    """What an episode earns."""
-
-    type: Literal["f1", "em", "substring_em"] = "f1"
-    """`f1` (word overlap with the best golden answer), `em` (equal to one) or `substring_em` (holds one)."""
-
-
 class Evaluation(Section):
     """The test with the real engine: greedy, every question counted."""
 
@@ -272,6 +281,7 @@ class Recipe(Section):
     lora: Lora = Lora()
     algorithm: Algorithm = Algorithm()
     reward: Reward = Reward()
+    health: Health = Health()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
 
@@ -300,6 +310,12 @@ class Recipe(Section):
                 f"algorithm.mini_batches is {algorithm.mini_batches}, which does not divide "
                 f"training.questions_per_step ({training.questions_per_step}); choose a divisor, so that all "
                 "mini-batches weigh the same"
+            )
+        written, reward = (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn, self.reward
+        if reward.length_penalty and reward.length_start >= written:
+            raise ValueError(
+                f"reward.length_start is {reward.length_start}, but an episode writes at most {written} tokens "
+                "((agent.max_turns + 1) * agent.max_tokens_per_turn); set it below that"
             )
         if self.search.type == "none" and self.agent.max_turns:
             raise ValueError(

@@ -1,17 +1,107 @@
-"""What an episode earns."""
+"""What an episode earns: a sum of parts."""
 
+import importlib
+import math
+import sys
 from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import cast
 
+from zerosearch.agent.protocol import thinks_first
 from zerosearch.agent.trajectory import Trajectory
+from zerosearch.errors import UserError
 from zerosearch.evaluation.metrics import exact_match, f1, substring_match
+from zerosearch.training.recipe import Agent, Recipe
+from zerosearch.training.recipe_reward import Reward
 
-REWARDS: dict[str, Callable[[str | None, Sequence[str]], float]] = {
+RewardFunction = Callable[[Trajectory], object]
+
+SCORES: dict[str, Callable[[str | None, Sequence[str]], float]] = {
     "f1": f1,
     "em": exact_match,
     "substring_em": substring_match,
 }
 
 
-def reward(trajectory: Trajectory, name: str) -> float:
-    """Return the score of the episode's answer against the golden answers; 0 where there is no answer."""
-    return REWARDS[name](trajectory.answer, trajectory.question.golden_answers)
+def reward_parts(trajectory: Trajectory, recipe: Recipe) -> dict[str, float]:
+    """Return what each part of the recipe's reward gives or takes, weighted; their sum is the reward.
+
+    The parts are those of `reward.weights` that weigh something, `searches` and `length` where they cost something.
+    An episode without an answer scores 0.
+
+    Raises:
+        UserError: `reward.function` is not there, fails or returns no finite number.
+    """
+    reward = recipe.reward
+    weights = dict(reward.weights) if reward.type == "weighted" else {reward.type: 1.0}
+    parts = {name: weight * _part(name, trajectory, reward) for name, weight in weights.items() if weight}
+    if reward.search_cost:
+        parts["searches"] = -reward.search_cost * max(0, len(trajectory.searches) - reward.free_searches)
+    if reward.length_penalty:
+        parts["length"] = -reward.length_penalty * overlength(
+            trajectory.policy_tokens, reward.length_start, _most_written(recipe.agent)
+        )
+    return parts
+
+
+def _part(name: str, trajectory: Trajectory, reward: Reward) -> float:
+    if name == "format":
+        return float(well_formed(trajectory))
+    if name == "function":
+        return _value_of(reward.function, trajectory)
+    return SCORES[name](trajectory.answer, trajectory.question.golden_answers)
+
+
+def well_formed(trajectory: Trajectory) -> bool:
+    """Whether every turn thinks first and then takes one valid action, and the last one answers."""
+    turns = [segment.text for segment in trajectory.segments if segment.kind == "policy"]
+    return trajectory.ending == "answered" and not trajectory.invalid_actions and all(map(thinks_first, turns))
+
+
+def overlength(length: int, start: int, limit: int) -> float:
+    """How far a length is on the way from `start` (0) to `limit` (1), as DAPO shapes its reward (arXiv 2503.14476)."""
+    return min(max((length - start) / (limit - start), 0.0), 1.0)
+
+
+def _most_written(agent: Agent) -> int:
+    return (agent.max_turns + 1) * agent.max_tokens_per_turn
+
+
+def load_function(path: str) -> RewardFunction:
+    """Return the function that `module:function` names, from the working folder or from what is installed.
+
+    Raises:
+        UserError: there is none.
+    """
+    module_name, _, name = path.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            f'reward.function is "{path}", but its module cannot be imported ({_said(error)}): it must be installed '
+            "or lie in the working folder"
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise UserError(f'reward.function is "{path}", but {module.__name__} has no function {name}')
+    return cast(RewardFunction, found)
+
+
+def _value_of(path: str, trajectory: Trajectory) -> float:
+    function = load_function(path)
+    place = f"reward.function {path} on question '{trajectory.question.id}'"
+    try:
+        value = function(trajectory)
+    except Exception as error:
+        raise UserError(f"{place} raised {_said(error)}: it must return a number for every episode") from error
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(f"{place} returned {value!r}: it must return a finite number")
+    return float(value)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from zerosearch.agent.episode import Agent
@@ -12,15 +12,16 @@ from zerosearch.data import Question
 from zerosearch.evaluation.benchmark import check_failures
 from zerosearch.training.advantages import has_spread
 from zerosearch.training.recipe import Recipe
-from zerosearch.training.rewards import reward
+from zerosearch.training.rewards import reward_parts
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The episodes of one question, from one draw, and what they earned."""
+    """The episodes of one question, from one draw, and what they earned, in sum and by part."""
 
     trajectories: tuple[Trajectory, ...]
     rewards: tuple[float, ...]
+    parts: tuple[Mapping[str, float], ...] = ()
 
 
 class QuestionOrder:
@@ -105,5 +106,5 @@ async def _run_group(
 
     last_sample = first_sample + recipe.training.samples_per_question
     trajectories = await asyncio.gather(*[one(sample) for sample in range(first_sample, last_sample)])
-    rewards = tuple(reward(trajectory, recipe.reward.type) for trajectory in trajectories)
-    return Group(tuple(trajectories), rewards)
+    parts = tuple(reward_parts(trajectory, recipe) for trajectory in trajectories)
+    return Group(tuple(trajectories), tuple(sum(each.values()) for each in parts), parts)

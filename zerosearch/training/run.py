@@ -24,7 +24,14 @@ from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import Noise, SearchEngine
-from zerosearch.simulation.schedule import CurriculumNoise, Schedule
+from zerosearch.simulation.schedule import (
+    AdaptiveNoise,
+    ConstantNoise,
+    CurriculumNoise,
+    RandomNoise,
+    ReverseNoise,
+    Schedule,
+)
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import Template, load_template
 from zerosearch.training.checkpoint import check_weights
@@ -143,13 +150,26 @@ class Run:
     def agent(self, sampler: LocalSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
         return Agent(sampler, self.tokenizer, engine, settings, TagProtocol(searches=engine is not None))
 
-    def simulator(self, schedule: Schedule | None = None) -> Simulator:
-        """The simulated engine, with the recipe's schedule unless another is given."""
+    def schedule(self, rewards: Sequence[float]) -> Schedule:
+        """The recipe's noise. rewards: the mean reward of each step so far, which may grow; adaptive noise reads it."""
+        noise, steps = self.recipe.simulation.noise, self.recipe.training.steps
+        match noise.schedule:
+            case "exponential":
+                return CurriculumNoise(noise.start, noise.end, steps, noise.base)
+            case "linear":
+                return CurriculumNoise(noise.start, noise.end, steps, base=1.0)
+            case "constant":
+                return ConstantNoise(noise.start)
+            case "random":
+                return RandomNoise(noise.start, noise.end, self.recipe.seed)
+            case "reverse":
+                return ReverseNoise(noise.start, noise.end, steps, noise.base)
+            case "adaptive":
+                return AdaptiveNoise(noise.start, noise.end, noise.target, noise.max_change, rewards)
+
+    def simulator(self, schedule: Schedule) -> Simulator:
+        """The simulated engine."""
         simulation = self.recipe.simulation
-        noise = simulation.noise
-        schedule = schedule or CurriculumNoise(
-            total_steps=self.recipe.training.steps, start=noise.start, end=noise.end, base=noise.base
-        )
         return Simulator(
             self._simulation_chat(),
             self.template,

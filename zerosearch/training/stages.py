@@ -30,6 +30,7 @@ from zerosearch.training.checkpoint import checkpoints, save_model
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
+from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
 
 Method = Callable[[LocalSampler, EpisodeSettings], Episode]
@@ -41,6 +42,8 @@ def train(recipe: Recipe) -> None:
     Raises:
         UserError: something in the recipe or its files is wrong. RunError: the run could not go on.
     """
+    if recipe.reward.function:
+        load_function(recipe.reward.function)
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
     with open_display(title, stage_names(recipe), live=recipe.report.live) as display:
@@ -86,7 +89,7 @@ def open_folder(recipe: Recipe) -> RunFolder:
     folder = RunFolder.open(path)
     earlier = load_recipe(str(folder.recipe))
     for section, value in recipe:
-        if section not in ("resume", "output", "report") and value != getattr(earlier, section):
+        if section not in ("resume", "output", "report", "health") and value != getattr(earlier, section):
             raise UserError(
                 f"{path} holds a run whose '{section}' differs from what was asked for: resume it with the same "
                 "settings, or choose another folder (output=…)"

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from statistics import fmean
 
 from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.models import release_memory
@@ -11,7 +10,6 @@ from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import SearchEngine
 from zerosearch.simulation.simulator import Simulator
-from zerosearch.training.advantages import has_spread
 from zerosearch.training.checkpoint import (
     TrainingState,
     checkpoints,
@@ -19,6 +17,7 @@ from zerosearch.training.checkpoint import (
     load_state,
     save_checkpoint,
 )
+from zerosearch.training.health import Watch, step_figures
 from zerosearch.training.learner import Learner
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run
@@ -32,7 +31,7 @@ def reinforce(run: Run, start: str) -> None:
     start: the folder or name of the model before the first step, which is also the reference.
 
     Raises:
-        RunError: too many searches failed; the steps done so far are kept.
+        RunError: too many searches failed, or the policy collapsed; the steps done so far are kept.
     """
     recipe, folder, display = run.recipe, run.folder, run.display
     training = recipe.training
@@ -51,7 +50,8 @@ def reinforce(run: Run, start: str) -> None:
     order = QuestionOrder(run.train_questions, recipe.seed, state.position)
     episodes = training.questions_per_step * training.samples_per_question
     sampler = run.sampler(policy, min(episodes, recipe.evaluation.batch), recipe.agent.max_length)
-    engine = _engine(run)
+    rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
+    engine = _engine(run, rewards)
     agent = run.agent(sampler, engine, run.settings(training=True))
     display.stage(STAGE, training.steps, state.step)
     for step in range(state.step + 1, training.steps + 1):
@@ -62,22 +62,34 @@ def reinforce(run: Run, start: str) -> None:
         figures = learner.learn(groups, step)
         sampler.take_weights(policy)
         done = time.perf_counter()
-        figures |= _figures(groups, engine) | {
+        figures |= step_figures(groups) | _engine_figures(engine)
+        figures |= {
             "rollout_seconds": sampled - started,
             "update_seconds": done - sampled,
             "tokens_per_second": _policy_tokens(groups) / (sampled - started),
             "real_searches": real_searches,
         }
-        state = TrainingState(step, order.position, state.seconds + done - started, learner.kl_coefficient)
+        rewards.append(figures["reward"])
+        seconds = state.seconds + done - started
+        state = TrainingState(step, order.position, seconds, learner.kl_coefficient, tuple(rewards))
         folder.metrics.append(STAGE, step, figures)
         folder.append_trajectories(
             STAGE,
             ({"reward": r, **t.to_json()} for g in groups for t, r in zip(g.trajectories, g.rewards, strict=True)),
         )
         display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
+        watch.see(step, figures)
+        watch.check(folder.checkpoints, start)
         if step == training.steps or (training.save_every and step % training.save_every == 0):
             save_checkpoint(
-                folder.checkpoints, policy, run.tokenizer, learner.optimizer, state, training.keep, learner.critic
+                folder.checkpoints,
+                policy,
+                run.tokenizer,
+                learner.optimizer,
+                state,
+                training.keep,
+                learner.critic,
+                watch.good_step,
             )
     rows = folder.metrics.rows(STAGE)
     counted = all("real_searches" in row for row in rows)  # older versions did not
@@ -104,11 +116,13 @@ SHOWN = (
 )
 
 
-def _engine(run: Run) -> SearchEngine | None:
+def _engine(run: Run, rewards: Sequence[float]) -> SearchEngine | None:
     kind = run.recipe.search.type
     if kind == "none":
         return None
-    return run.simulator() if kind == "simulated" else CountingEngine(BM25Engine(run.corpus, name="training"))
+    if kind == "simulated":
+        return run.simulator(run.schedule(rewards))
+    return CountingEngine(BM25Engine(run.corpus, name="training"))
 
 
 def _real_calls(run: Run, engine: SearchEngine | None) -> int:
@@ -121,32 +135,13 @@ def _policy_tokens(groups: Sequence[Group]) -> int:
     return sum(trajectory.policy_tokens for group in groups for trajectory in group.trajectories)
 
 
-def _figures(groups: Sequence[Group], engine: SearchEngine | None) -> dict[str, float]:
-    """What the step's episodes were like; the engine's counters start again."""
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    rewards = [reward for group in groups for reward in group.rewards]
-    figures = {
-        "reward": fmean(rewards),
-        "em": fmean(reward >= 1.0 for reward in rewards),
-        "searches": fmean(len(t.searches) for t in trajectories),
-        "invalid_actions": fmean(t.invalid_actions for t in trajectories),
-        "truncated_turns": fmean(t.truncated_turns for t in trajectories),
-        "truncated_pages": fmean(t.truncated_pages for t in trajectories),
-        "unanswered": fmean(t.answer is None for t in trajectories),
-        "tokens": fmean(len(t.token_ids) for t in trajectories),
-        "policy_tokens": fmean(t.policy_tokens for t in trajectories),
-        "groups": float(len(groups)),
-        "groups_without_spread": fmean(not has_spread(group.rewards) for group in groups),
-    }
-    for kind in sorted({t.question.kind for t in trajectories} - {""}):
-        of_kind = [(t, r) for t, r in zip(trajectories, rewards, strict=True) if t.question.kind == kind]
-        figures[f"reward/{kind}"] = fmean(r for _, r in of_kind)
-        figures[f"searches/{kind}"] = fmean(len(t.searches) for t, _ in of_kind)
-    if isinstance(engine, Simulator | CountingEngine):
-        counters = engine.counters()
-        engine.reset_counters()
-        figures |= counters
-        for name in ("noise_scheduled", "noise_realised", "hit_rate", "leak_rate"):
-            if f"simulator/{name}" in counters:
-                figures[name] = counters[f"simulator/{name}"]
+def _engine_figures(engine: SearchEngine | None) -> dict[str, float]:
+    """What the engine counted in the step; its counters start again."""
+    if not isinstance(engine, Simulator | CountingEngine):
+        return {}
+    figures = engine.counters()
+    engine.reset_counters()
+    for name in ("noise_scheduled", "noise_realised", "hit_rate", "leak_rate"):
+        if f"simulator/{name}" in figures:
+            figures[name] = figures[f"simulator/{name}"]
     return figures

@@ -40,7 +40,7 @@ def update_policy(
         return policy_loss(scores.log_probs, scores.entropies, experience, weights_W, algorithm)
 
     figures, norm = _descend(policy, optimizer, taught, recipe, algorithm.aggregation, loss)
-    return {name: figures.get(name, 0.0) for name in POLICY_FIGURES} | {"gradient_norm": norm}
+    return dict.fromkeys(POLICY_FIGURES, 0.0) | figures | {"gradient_norm": norm}
 
 
 def update_critic(
@@ -75,6 +75,7 @@ def _descend(
     algorithm, training = recipe.algorithm, recipe.training
     sums: Counter[str] = Counter()
     norms: list[float] = []
+    extremes: list[float] = []
     seen = 0
     model.train()
     for _ in range(algorithm.epochs):
@@ -93,10 +94,13 @@ def _descend(
                 found = loss([part.tree for part in together], experience, weights_W.to(experience.sampled_W.dtype))
                 found.value.backward()
                 sums.update(found.figures)
+                extremes += found.ratios
                 seen += experience.tokens
             if batch:
                 norms.append(nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).item())
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
     model.eval()
-    return {name: value / seen for name, value in sums.items()}, fmean(norms) if norms else 0.0
+    ranges = {"ratio_min": min(extremes), "ratio_max": max(extremes)} if extremes else {}
+    means = {name: value / seen for name, value in sums.items()}
+    return means | ranges, fmean(norms) if norms else 0.0

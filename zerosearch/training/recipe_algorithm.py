@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from zerosearch.training.section import Count, NonNegativeFloat, Positive, PositiveFloat, Section, Share
+from zerosearch.training.recipe_section import Count, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
 Type = Literal[
     "reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "grpo", "dr_grpo", "gspo", "ppo"

@@ -1,4 +1,4 @@
-"""What every table of a recipe is, and the kinds of numbers in it."""
+"""What a table of a recipe is, and the kinds of numbers in it."""
 
 from typing import Annotated
 
@@ -9,6 +9,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Section(BaseModel):
