@@ -53,8 +53,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module in the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    monkeypatch.delitem(sys.modules, "my_reward", raising=False)
-    return "my_reward"
+    monkeypatch.delitem(sys.modules, "reward_under_test", raising=False)
+    return "reward_under_test"
 
 
 @pytest.mark.parametrize(("name", "value"), [("f1", 2 / 3), ("em", 0.0), ("substring_em", 0.0)])
@@ -190,7 +190,9 @@ def test_a_function_gets_the_trajectory_and_is_weighted(mine: str, tmp_path: Pat
 )
 def test_what_a_function_does_wrong_is_one_sentence(mine: str, tmp_path: Path, body: str, sentence: str) -> None:
     (tmp_path / f"{mine}.py").write_text(f"def judge(trajectory):\n    {body}\n")
-    with pytest.raises(UserError, match=rf"reward\.function my_reward:judge on question 'q7' {sentence}") as error:
+    with pytest.raises(
+        UserError, match=rf"reward\.function reward_under_test:judge on question 'q7' {sentence}"
+    ) as error:
         earned(episode(ANSWER), *OWN, f"reward.function={mine}:judge")
     assert "\n" not in str(error.value)
 
@@ -201,8 +203,8 @@ def test_what_a_function_does_wrong_is_one_sentence(mine: str, tmp_path: Path, b
         (None, r"cannot be imported \(ModuleNotFoundError: .*\): it must be installed or lie in the working folder"),
         ("import nothing_here", r"cannot be imported \(ModuleNotFoundError: No module named 'nothing_here'\)"),
         ("def", r"cannot be imported \(SyntaxError: "),
-        ("other = 1", "my_reward has no function judge"),
-        ("judge = 1", "my_reward has no function judge"),
+        ("other = 1", "reward_under_test has no function judge"),
+        ("judge = 1", "reward_under_test has no function judge"),
     ],
 )
 def test_a_function_that_is_not_there_is_told_before_the_run_begins(
