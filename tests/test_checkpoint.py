@@ -13,16 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.models import load_model
+from zerosearch.inference.packed import Branch, Tree
 from zerosearch.training import checkpoint
 from zerosearch.training.checkpoint import (
     TrainingState,
     check_weights,
     checkpoints,
+    load_critic,
     load_optimizer,
     load_state,
     save_checkpoint,
     save_model,
 )
+from zerosearch.training.critic import Critic
 
 TOKENS = tiny.tokenizer()
 
@@ -77,6 +80,42 @@ def test_training_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         assert {key: value.dtype for key, value in again.state[mine].items()} == {
             key: value.dtype for key, value in optimizer.state[expected].items()
         }
+
+
+def some_critic(seed: int = 0) -> tuple[Critic, torch.optim.Optimizer]:
+    critic = Critic(tiny.model("qwen2-untied", seed=seed))
+    return critic, torch.optim.AdamW(critic.parameters(), lr=1e-3, fused=True)
+
+
+def value(critic: Critic, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    tree = Tree([5, 6], [Branch([7, 8, 9], [True] * 3)])
+    for _ in range(steps):
+        (critic.values([tree]) - 1).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_the_critic_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    critic = some_critic()
+    value(*critic, steps=3)
+    made = save_checkpoint(tmp_path, *_parts(), TrainingState(3, kl_coefficient=0.1 + 0.2), 1, critic)
+    assert sorted(path.name for path in (made / "critic").iterdir()) == ["model.safetensors", "optimizer.safetensors"]
+    assert load_state(made).kl_coefficient == 0.1 + 0.2
+    again = some_critic(seed=1)
+    load_critic(made, *again)
+    value(*critic, steps=3)
+    value(*again, steps=3)
+    for mine, expected in zip(again[0].parameters(), critic[0].parameters(), strict=True):
+        assert torch.equal(mine, expected)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_or_missing_critic_is_named_with_its_checkpoint(tmp_path: Path, name: str) -> None:
+    made = save_checkpoint(tmp_path, *_parts(), TrainingState(1), 1, some_critic())
+    for damage in (truncated, Path.unlink):
+        damage(made / "critic" / name)
+        with pytest.raises(RunError, match=rf"{name} cannot be read .+ delete the folder {made} and resume"):
+            load_critic(made, *some_critic())
 
 
 def test_only_the_newest_are_kept_and_other_folders_left_alone(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def test_each_thought_tells_how_many_facts_are_needed() -> None:
         assert first.startswith(f"<think> Fact 1 of {count}: the {hop.relation} of {hop.subject}. </think>")
 
 
-@pytest.mark.parametrize(("meant", "said"), [("A", "is Rome. "), ("B", "is Rome, not Oslo. ")])
-def test_a_comparison_says_whether_its_first_candidate_fits(meant: str, said: str) -> None:
+@pytest.mark.parametrize(("meant", "said"), [("A", "is Rome, so it is A. "), ("B", "is Rome, not Oslo, so it is B. ")])
+def test_a_comparison_says_which_candidate_is_meant(meant: str, said: str) -> None:
     hops = (Hop("A", "birthplace", ("Rome",)), Hop("B", "birthplace", ("Oslo",)), Hop(meant, "birth year", ("1900",)))
     corpus = [Document("A", "birthplace Rome, birth year 1900"), Document("B", "birthplace Oslo, birth year 1900")]
     turns = script(Question("1", "?", ("1900",), "d", "comparison", hops=hops), BM25Engine(corpus), 2, None)

@@ -25,6 +25,7 @@ from zerosearch.cli.main import run as command
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
 from zerosearch.simulation.template import load_template
+from zerosearch.training.recipe_algorithm import PRESETS
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rewards import load_function
 from zerosearch.training.stages import train
@@ -231,3 +232,16 @@ def test_every_guide_is_in_the_index() -> None:
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link).resolve() for link in links(index.read_text("utf-8"))}
     assert set((ROOT / "docs").rglob("*.md")) - {index} <= linked
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_the_page_of_an_algorithm_says_what_its_type_brings(kind: str) -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| `([^`]+)`", (ROOT / f"docs/algorithms/{kind}.md").read_text(), re.MULTILINE)
+    )
+    for key, value in PRESETS[kind].parts.items():
+        assert tomllib.loads(f"value = {rows[key]}")["value"] == value, key
+    overview = (ROOT / "docs" / "algorithms" / "parts.md").read_text()
+    (parts,) = re.findall(rf"^\| \[`{kind}`\].*\| (.*)\|$", overview, re.MULTILINE)
+    said = dict(pair.split("=") for pair in re.findall(r"`([^`]+)`", parts))
+    assert {key: tomllib.loads(f"value = {text}")["value"] for key, text in said.items()} == PRESETS[kind].parts

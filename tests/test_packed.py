@@ -56,6 +56,20 @@ def test_gradients_of_chosen_tokens_are_those_of_a_plain_log_softmax(temperature
     assert torch.allclose(entropies, -(plain.exp() * plain).sum(-1)) and not entropies.requires_grad
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropies_carry_the_gradient_of_the_plain_formula_when_asked(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(100, 37, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(37, (100,), generator=generator)
+    chosen_W, entropy_W = torch.randn(2, 100, generator=generator, dtype=torch.float64)
+    plain = (logits / temperature).log_softmax(-1)
+    wanted = plain.gather(-1, targets[:, None])[:, 0] @ chosen_W - (plain.exp() * plain).sum(-1) @ entropy_W
+    (expected,) = torch.autograd.grad(wanted, logits)
+    log_probs, entropies = SelectiveLogSoftmax.apply(logits * 1.0, targets, temperature, True)
+    (found,) = torch.autograd.grad(log_probs @ chosen_W + entropies @ entropy_W, logits)
+    assert torch.allclose(found, expected) and entropies.requires_grad
+
+
 def wanted_tokens(trees: Sequence[Tree]) -> list[int]:
     return [
         token

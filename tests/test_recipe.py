@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from zerosearch.errors import UserError
 from zerosearch.training.recipe import LATER_SEARCH_TYPES, Recipe
+from zerosearch.training.recipe_algorithm import PRESETS, Algorithm
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
 
 KEYS_OF_TEXT = ["model.name", "output", "simulation.template", "data.train"]
@@ -148,7 +149,14 @@ def test_an_unknown_key_in_a_file_is_named_too(tmp_path: Path) -> None:
             ["algorithm.type=reinforce", "algorithm.baseline=group", "training.samples_per_question=1"],
             ["training.samples_per_question is 1", "algorithm.baseline"],
         ),
+        (["algorithm.type=rloo", "training.samples_per_question=1"], ["training.samples_per_question is 1", "RLOO"]),
         (["algorithm.baseline=batch"], ["algorithm.baseline", "reinforce"]),
+        (["algorithm.type=ppo", "algorithm.baseline=group"], ["algorithm.baseline", "PPO brings its own"]),
+        (["algorithm.type=trpo"], ['algorithm.type is "trpo"', '"gspo"']),
+        (["algorithm.dual_clip=0.5"], ["algorithm.dual_clip is 0.5", "ratios above 1"]),
+        (["algorithm.kl_target=0.1"], ["algorithm.kl_target is set", 'algorithm.kl_in = "reward"']),
+        (["algorithm.type=ppo", "algorithm.kl_target=0.1"], ["algorithm.kl_coefficient above 0"]),
+        (["algorithm.critic.gae_lambda=2"], ["algorithm.critic.gae_lambda is 2", "at most 1"]),
         (
             ["training.questions_per_step=5", "algorithm.mini_batches=2"],
             ["algorithm.mini_batches is 2", "divisor"],
@@ -195,6 +203,33 @@ def test_a_trainer_of_a_later_version_says_so() -> None:
 def test_reinforce_without_groups_takes_single_samples() -> None:
     recipe = load_recipe("world", ["algorithm.type=reinforce", "training.samples_per_question=1"])
     assert recipe.training.samples_per_question == 1
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_a_type_fixes_the_defaults_of_its_parts_and_what_is_set_wins(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'[algorithm]\ntype = "{kind}"\n')
+    algorithm = load_recipe(str(path)).algorithm
+    plain = Algorithm()
+    differing = {name for name in Algorithm.model_fields if getattr(algorithm, name) != getattr(plain, name)}
+    assert differing - {"type"} == PRESETS[kind].parts.keys(), "a preset names what differs, and nothing else"
+    for name, value in PRESETS[kind].parts.items():
+        assert getattr(algorithm, name) == value
+        given = Algorithm.model_validate({"type": kind, name: getattr(plain, name)})
+        assert given == algorithm.model_copy(update={name: getattr(plain, name)})
+    recipe = load_recipe(str(path), ["algorithm.critic.clip=0.5"])
+    path.write_text(resolved_toml(recipe))
+    assert load_recipe(str(path)).algorithm == recipe.algorithm
+    assert recipe.algorithm.critic.clip == 0.5
+
+
+def test_a_recipe_with_every_key_of_an_earlier_version_keeps_its_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "earlier.toml"
+    path.write_text(
+        '[algorithm]\ntype = "grpo"\nbaseline = "none"\nnormalize_std = true\nclip_low = 0.2\nclip_high = 0.2\n'
+        'kl_coefficient = 0.001\nkl_estimator = "k3"\nmini_batches = 1\nepochs = 1\n'
+    )
+    assert load_recipe(str(path)).algorithm == Algorithm()
 
 
 def test_a_recipe_that_is_not_there_names_the_built_in_ones() -> None:

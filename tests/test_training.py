@@ -71,8 +71,11 @@ def carry_out(model: Path, output: Path, *overrides: str) -> Path:
 
 def bits(run: Path) -> dict[str, bytes]:
     last = checkpoints(run / "checkpoints")[-1]
-    tensors = {**load_file(last / "model.safetensors"), **load_file(last / "optimizer.safetensors")}
-    return {name: value.numpy().tobytes() for name, value in tensors.items()}
+    return {
+        f"{path.relative_to(last)} {name}": value.numpy().tobytes()
+        for path in sorted(last.rglob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -170,6 +173,7 @@ def test_a_run_is_repeated_to_the_bit(model: Path, whole: Path, tmp_path: Path) 
     [
         ("bm25", ["algorithm.kl_coefficient=0.01", "training.resample=2", "algorithm.epochs=2"]),
         ("none", ["agent.max_turns=0", "algorithm.type=reinforce", "algorithm.baseline=batch"]),
+        ("none", ["agent.max_turns=0", "algorithm.type=ppo", "training.gradient_checkpointing=true"]),
         (
             "simulated",
             ["simulation.mode=prompt", "training.gradient_checkpointing=true", "training.deterministic=false"],
@@ -266,6 +270,28 @@ def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(
         assert system["all"] == results(whole)["systems"][name]["all"]
     measured = results(run)["measurements"]
     assert measured["real_searches_in_training"] == 0 and measured["reinforcement_seconds"] > 0
+
+
+def test_a_broken_run_of_ppo_goes_on_with_its_critic_and_its_coefficient(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*ONLY_RL, "search.type=bm25", "algorithm.type=ppo", "algorithm.kl_coefficient=0.1"]
+    given += ["algorithm.kl_target=0.001", "algorithm.kl_horizon=60", "algorithm.critic.warmup_steps=1"]
+    expected = carry_out(model, tmp_path / "unbroken", *given)
+    assert any(name.startswith("critic/") for name in bits(expected))
+    coefficients = [row["kl_coefficient"] for row in rows(expected) if row["stage"] == "reinforcement"]
+    assert len(set(coefficients)) == 3
+
+    def impatient(self: LineDisplay, done: int, **figures: Any) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LineDisplay, "update", impatient)
+        carry_out(model, tmp_path / "run", *given)
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-000001"
+    run = carry_out(model, tmp_path / "run", "resume=true", *given)
+    assert bits(run) == bits(expected) and rows(run) == rows(expected)
 
 
 def test_adapters_go_on_with_the_same_bits_and_leave_a_whole_model(model: Path, tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from zerosearch.data import Question
 from zerosearch.errors import UserError
 from zerosearch.inference.packed import score
 from zerosearch.training.advantages import advantages, has_spread
-from zerosearch.training.loss import policy_loss
-from zerosearch.training.recipe import Algorithm, Recipe
+from zerosearch.training.experience import Experience
+from zerosearch.training.lessons import Lesson, episodes_of, judged, lessons, measured, split, worthwhile
+from zerosearch.training.loss import Loss, policy_loss
+from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
-from zerosearch.training.update import Lesson, lessons, split, update
+from zerosearch.training.update import update_policy
 
 NUMBERS = st.lists(st.floats(-3, 3), min_size=1, max_size=12)
 REWARDS = st.lists(
@@ -70,6 +73,20 @@ def test_reinforce_subtracts_its_baseline(rewards: list[list[float]]) -> None:
 # The loss
 
 
+def loss_of(
+    log_probs: torch.Tensor,
+    old: torch.Tensor,
+    advantage: torch.Tensor,
+    reference: torch.Tensor | None,
+    algorithm: Algorithm,
+) -> Loss:
+    """The loss of one episode, summed over its tokens."""
+    length = torch.tensor([len(log_probs)])
+    nothing = torch.zeros_like(old)
+    experience = Experience(length, length, torch.zeros(1), old, old, advantage, nothing, nothing, reference)
+    return policy_loss(log_probs, nothing, experience, torch.ones_like(old), algorithm)
+
+
 @given(NUMBERS, st.integers(0, 1000), st.floats(0, 0.9), st.floats(0, 2), st.floats(0, 1))
 def test_loss_and_gradient_are_the_textbook_ones(
     now: list[float], seed: int, low: float, high: float, coefficient: float
@@ -88,15 +105,16 @@ def test_loss_and_gradient_are_the_textbook_ones(
         clipped += bool(outside)
     tensors = [torch.tensor(values, dtype=torch.float64) for values in (new, old, advantage, reference)]
     tensors[0].requires_grad_()
-    found = policy_loss(*tensors, algorithm)
-    found.loss.backward()
-    assert found.loss.item() == pytest.approx(loss, rel=1e-9, abs=1e-9)
+    found = loss_of(*tensors, algorithm)
+    found.value.backward()
+    kl = float((np.exp(reference - new) - (reference - new) - 1).sum())
+    assert found.value.item() == pytest.approx(loss, rel=1e-9, abs=1e-9)
     assert tensors[0].grad.numpy() == pytest.approx(np.array(slope), rel=1e-9, abs=1e-9)
-    assert found.clipped == clipped
-    assert found.kl == pytest.approx(float((np.exp(reference - new) - (reference - new) - 1).sum()), abs=1e-9)
-    assert found.ratio_deviation == pytest.approx(float(abs(np.exp(new - old) - 1).sum()), abs=1e-9)
-    without = policy_loss(*tensors[:3], None, algorithm)
-    assert without.kl == 0.0 and without.loss.item() == pytest.approx(loss - coefficient * found.kl, abs=1e-8)
+    assert found.figures["clip_fraction"] == clipped
+    assert found.figures["kl"] == pytest.approx(kl, abs=1e-9)
+    assert found.figures["ratio_deviation"] == pytest.approx(float(abs(np.exp(new - old) - 1).sum()), abs=1e-9)
+    without = loss_of(*tensors[:3], None, algorithm)
+    assert "kl" not in without.figures and without.value.item() == pytest.approx(loss - coefficient * kl, abs=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +123,7 @@ def test_loss_and_gradient_are_the_textbook_ones(
 )
 def test_the_clip_stops_what_went_far_enough_and_nothing_else(ratio: float, advantage: float, moves: bool) -> None:
     log_prob = torch.tensor([np.log(ratio)], requires_grad=True)
-    policy_loss(log_prob, torch.zeros(1), torch.tensor([advantage]), None, Algorithm()).loss.backward()
+    loss_of(log_prob, torch.zeros(1), torch.tensor([advantage]), None, Algorithm()).value.backward()
     assert bool(log_prob.grad.abs() > 0) is moves
 
 
@@ -123,7 +141,7 @@ def test_the_pull_goes_towards_the_reference() -> None:
         policy = logits.log_softmax(-1)
         drawn = policy.detach()
         each = [
-            policy_loss(policy[i : i + 1], drawn[i : i + 1], torch.zeros(1), reference[i : i + 1], algorithm).loss
+            loss_of(policy[i : i + 1], drawn[i : i + 1], torch.zeros(1), reference[i : i + 1], algorithm).value
             for i in range(3)
         ]
         (gradient,) = torch.autograd.grad(sum(drawn[i].exp() * loss for i, loss in enumerate(each)), logits)
@@ -153,14 +171,27 @@ def group(rewards: list[float], lengths: list[int], question: str = "q", log_pro
 GROUPS = [group([1.0, 0.0, 0.0, 1.0], [4, 9, 2, 6]), group([0.0, 1.0], [3, 12], "r")]
 
 
+def prepared(groups: list[Group], made: Recipe) -> list[Lesson]:
+    """The lessons with their advantages; those that teach nothing are left out."""
+    taught = judged(lessons(groups), made.algorithm)
+    return taught if made.algorithm.learns_without_advantage else worthwhile(taught)
+
+
 def as_sampled(model: PreTrainedModel, taught: list[Lesson]) -> list[Lesson]:
     """The lessons with the log-probabilities that the model itself gives."""
-    result = []
-    for lesson in taught:
-        with torch.no_grad():
-            values = iter(score(model, [lesson.tree]).log_probs.tolist())
-        result.append(replace(lesson, sampled=[[next(values) for _ in branch] for branch in lesson.sampled]))
-    return result
+    return measured(taught, "old_W", lambda trees: score(model, trees).log_probs, 10_000)
+
+
+def update(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    optimizer: torch.optim.Optimizer,
+    taught: list[Lesson],
+    made: Recipe,
+) -> dict[str, float]:
+    if reference is not None:
+        taught = measured(taught, "reference_W", lambda trees: score(reference, trees).log_probs, 10_000)
+    return update_policy(model, optimizer, taught, made)
 
 
 def weights(model: PreTrainedModel) -> torch.Tensor:
@@ -172,7 +203,7 @@ def gradient(groups: list[Group], *overrides: str) -> torch.Tensor:
     model = tiny.model().double()
     start = weights(model)
     reference = tiny.model(seed=1).double() if made.algorithm.kl_coefficient else None
-    taught = as_sampled(model, lessons(groups, made))
+    taught = as_sampled(model, prepared(groups, made))
     update(model, reference, torch.optim.SGD(model.parameters(), lr=1.0), taught, made)
     return start - weights(model)
 
@@ -210,32 +241,34 @@ def test_the_gradient_is_the_mean_over_tokens_of_the_policy_gradient() -> None:
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 80))
 def test_a_lesson_is_split_between_branches_only(lengths: list[int], limit: int) -> None:
     rewards = [1.0 + place for place in range(len(lengths))]
-    (lesson,) = lessons([group(rewards, lengths)], recipe("algorithm.type=reinforce"))
+    (lesson,) = lessons([group(rewards, lengths)])
     parts = list(split(lesson, limit))
     assert [b for part in parts for b in part.tree.branches] == list(lesson.tree.branches)
-    assert [a for part in parts for a in part.advantages] == lesson.advantages
-    assert [s for part in parts for s in part.sampled] == lesson.sampled
+    assert episodes_of(parts) == lesson.episodes
+    assert [episode.rewards_E.item() for episode in episodes_of(parts)] == rewards
     assert all(part.tree.prefix == lesson.tree.prefix for part in parts)
     assert all(len(part.tree.branches) == 1 or part.tree.tokens <= limit for part in parts)
 
 
 def test_a_lesson_holds_what_was_sampled_and_marks_observations() -> None:
-    (lesson,) = lessons([group([0.0, 1.0], [3, 4])], recipe())
+    (lesson,) = lessons([group([0.0, 1.0], [3, 4])])
     assert lesson.tree.prefix == (5, 6, 7)
     first = lesson.tree.branches[0]
     assert list(first.token_ids) == [10, 17, 24, 8, 9, 10, 17]
     assert list(first.wanted) == [True, True, True, False, False, True, True]
-    assert lesson.sampled == [[-7.0] * 5, [-7.0] * 6] and lesson.policy_tokens == 11
+    assert [episode.sampled_W.tolist() for episode in lesson.episodes] == [[-7.0] * 5, [-7.0] * 6]
+    assert [episode.turns_N.tolist() for episode in lesson.episodes] == [[3, 2], [4, 2]]
+    assert [episode.lengths_E.tolist() for episode in lesson.episodes] == [[5], [6]] and lesson.policy_tokens == 11
 
 
 def test_a_group_without_spread_teaches_nothing_but_keeps_near_the_reference() -> None:
     flat, other = group([0.5, 0.5], [3, 4]), group([0.0, 1.0], [3, 4], "r")
-    assert lessons([flat], recipe()) == []
-    assert len(lessons([flat, other], recipe())) == 1
+    assert prepared([flat], recipe()) == []
+    assert len(prepared([flat, other], recipe())) == 1
     assert torch.equal(gradient([flat, other]), gradient([other]))
     assert not gradient([flat]).any()
-    pulled = lessons([flat], recipe("algorithm.kl_coefficient=0.1"))
-    assert [lesson.advantages for lesson in pulled] == [[0.0, 0.0]]
+    pulled = prepared([flat], recipe("algorithm.kl_coefficient=0.1"))
+    assert [episode.advantages_W.any().item() for episode in episodes_of(pulled)] == [False, False]
     assert gradient([flat], "algorithm.kl_coefficient=0.1").any()
 
 
@@ -244,7 +277,7 @@ def test_text_without_its_tokens_is_refused() -> None:
     bare = [replace(segment, log_probs=()) for segment in one.trajectories[0].segments]
     trajectories = (replace(one.trajectories[0], segments=bare), one.trajectories[1])
     with pytest.raises(UserError, match="holds text but not the sampled tokens"):
-        lessons([Group(trajectories, one.rewards)], recipe())
+        lessons([Group(trajectories, one.rewards)])
 
 
 @settings(max_examples=10)
@@ -252,7 +285,7 @@ def test_text_without_its_tokens_is_refused() -> None:
 def test_learning_raises_what_was_rewarded(seed: int) -> None:
     made = recipe("training.micro_batch_tokens=64")
     model = tiny.model(seed=seed)
-    taught = as_sampled(model, lessons([group([1.0, 0.0], [6, 6])], made))
+    taught = as_sampled(model, prepared([group([1.0, 0.0], [6, 6])], made))
 
     def gap() -> float:
         with torch.no_grad():
@@ -274,7 +307,7 @@ def test_a_policy_that_was_pushed_away_is_pulled_back() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    flat = lessons([group([0.5, 0.5, 0.5], [9, 7, 8])], made)
+    flat = prepared([group([0.5, 0.5, 0.5], [9, 7, 8])], made)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     divergences = [update(model, reference, optimizer, as_sampled(model, flat), made)["kl"] for _ in range(30)]
     assert divergences[0] > 0.01 and divergences[-1] < 0.2 * divergences[0]
@@ -292,7 +325,7 @@ def test_mini_batches_and_passes_are_optimiser_steps() -> None:
     for overrides, steps in (([], 1), (["algorithm.mini_batches=2"], 2), (["algorithm.epochs=3"], 3)):
         made, model = recipe(*overrides), tiny.model()
         optimizer = Counting(model.parameters(), lr=0.05)
-        figures = update(model, None, optimizer, as_sampled(model, lessons(GROUPS, made)), made)
+        figures = update(model, None, optimizer, as_sampled(model, prepared(GROUPS, made)), made)
         assert optimizer.steps == steps
         assert (figures["ratio_deviation"] > 1e-3) is (steps > 1), "later steps are away from where it was sampled"
 
@@ -301,7 +334,7 @@ def test_the_gradient_is_cut_to_its_longest() -> None:
     made, model = recipe("training.max_grad_norm=0.01"), tiny.model()
     start = weights(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    figures = update(model, None, optimizer, as_sampled(model, lessons(GROUPS, made)), made)
+    figures = update(model, None, optimizer, as_sampled(model, prepared(GROUPS, made)), made)
     assert figures["gradient_norm"] > 0.01
     assert (start - weights(model)).norm().item() == pytest.approx(0.01, rel=0.05)
 
@@ -314,14 +347,17 @@ def test_nothing_to_learn_moves_nothing() -> None:
 
 
 def test_an_episode_whose_search_failed_teaches_nothing() -> None:
-    recipe = load_recipe("world")
+    made = recipe()
     failing = group([1.0, 0.0, 0.0], [3, 4, 5])
     failing.trajectories[1].ending = "search_failed"
-    (lesson,) = lessons([failing], recipe)
-    (expected,) = lessons([Group(failing.trajectories[::2], failing.rewards[::2])], recipe)
-    assert lesson == expected
+    (lesson,) = prepared([failing], made)
+    (expected,) = prepared([Group(failing.trajectories[::2], failing.rewards[::2])], made)
+    assert lesson.tree == expected.tree
+    assert [episode.advantages_W.tolist() for episode in lesson.episodes] == [
+        episode.advantages_W.tolist() for episode in expected.episodes
+    ]
     for trajectory in failing.trajectories:
         trajectory.ending = "search_failed"
-    assert lessons([failing], recipe) == []
+    assert lessons([failing]) == []
     failing.trajectories[0].ending = "answered"
-    assert lessons([failing], recipe) == []
+    assert prepared([failing], made) == []

@@ -70,42 +70,52 @@ class Scores:
     entropies: Tensor
 
 
+class Row:
+    """Trees in one row of tokens: T tokens, of which W are wanted.
+
+    before_W is the place of the token before each wanted one, whose hidden state predicts it.
+    """
+
+    def __init__(self, trees: Sequence[Tree], device: torch.device):
+        ids: list[int] = []
+        positions: list[int] = []
+        before: list[int] = []
+        targets: list[int] = []
+        for tree in trees:
+            ids += tree.prefix
+            positions += range(len(tree.prefix))
+            last = len(ids) - 1
+            for branch in tree.branches:
+                start = len(ids)
+                ids += branch.token_ids
+                positions += range(len(tree.prefix), len(tree.prefix) + len(branch.token_ids))
+                for index, wanted in enumerate(branch.wanted):
+                    if wanted:
+                        before.append(start + index - 1 if index else last)
+                        targets.append(branch.token_ids[index])
+        self.ids_T = torch.tensor(ids, device=device)
+        self.positions_T = torch.tensor(positions, device=device)
+        self.before_W = torch.tensor(before, device=device)
+        self.targets_W = torch.tensor(targets, device=device)
+        self.attention = TreeAttention(trees)
+
+
 def score(
     model: "PreTrainedModel",
     trees: Sequence[Tree],
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    entropy_gradient: bool = False,
 ) -> Scores:
-    """Return log-probability and entropy (nats, no gradient) of every wanted token under the model.
+    """Return log-probability and entropy (nats) of every wanted token under the model.
 
-    dtype: of the products; weights and sums stay as they are.
+    dtype: of the products; weights and sums stay as they are. entropy_gradient: entropies carry gradients too.
     """
-    ids: list[int] = []
-    positions: list[int] = []
-    before: list[int] = []
-    targets: list[int] = []
-    for tree in trees:
-        ids += tree.prefix
-        positions += range(len(tree.prefix))
-        last = len(ids) - 1
-        for branch in tree.branches:
-            start = len(ids)
-            ids += branch.token_ids
-            positions += range(len(tree.prefix), len(tree.prefix) + len(branch.token_ids))
-            for index, wanted in enumerate(branch.wanted):
-                if wanted:
-                    before.append(start + index - 1 if index else last)
-                    targets.append(branch.token_ids[index])
-    device = model.device
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        hidden = hidden_states(
-            model,
-            torch.tensor(ids, device=device),
-            torch.tensor(positions, device=device),
-            TreeAttention(trees),
-        )
-        logits = model.lm_head(hidden[torch.tensor(before, device=device)])
-    return Scores(*SelectiveLogSoftmax.apply(logits, torch.tensor(targets, device=device), temperature))
+    row = Row(trees, model.device)
+    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        hidden = hidden_states(model, row.ids_T, row.positions_T, row.attention)
+        logits = model.lm_head(hidden[row.before_W])
+    return Scores(*SelectiveLogSoftmax.apply(logits, row.targets_W, temperature, entropy_gradient))
 
 
 class SelectiveLogSoftmax(torch.autograd.Function):
@@ -118,7 +128,9 @@ class SelectiveLogSoftmax(torch.autograd.Function):
     rows = 48
 
     @staticmethod
-    def forward(ctx: Any, logits_WV: Tensor, targets_W: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits_WV: Tensor, targets_W: Tensor, temperature: float, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits_WV.dtype, torch.float32)
         sums, chosen, entropies = [], [], []
         for logits, targets in zip(
@@ -130,24 +142,28 @@ class SelectiveLogSoftmax(torch.autograd.Function):
             probs = (scaled - total[:, None]).exp_()
             entropies.append(total - probs.mul_(scaled).sum(-1))
             sums.append(total)
-        ctx.temperature = temperature
-        ctx.save_for_backward(logits_WV, targets_W, torch.cat(sums))
+        ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
         entropies_W = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropies_W)
+        ctx.save_for_backward(logits_WV, targets_W, torch.cat(sums), entropies_W)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropies_W)
         return torch.cat(chosen), entropies_W
 
     @staticmethod
-    def backward(ctx: Any, gradient_W: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        logits_WV, targets_W, sums_W = ctx.saved_tensors
-        parts = (
-            each.split(SelectiveLogSoftmax.rows)
-            for each in (logits_WV, targets_W, sums_W, gradient_W / ctx.temperature)
-        )
-        for logits, targets, total, gradient in zip(*parts, strict=True):
-            slope = (logits.to(total.dtype) / ctx.temperature - total[:, None]).exp_().mul_(-gradient[:, None])
-            slope.scatter_add_(-1, targets[:, None], gradient[:, None])
-            logits.copy_(slope)
-        return logits_WV, None, None
+    def backward(ctx: Any, gradient_W: Tensor, entropy_W: Tensor) -> tuple[Tensor, None, None, None]:
+        logits_WV, targets_W, sums_W, entropies_W = ctx.saved_tensors
+        gradient_W = gradient_W / ctx.temperature
+        for start in range(0, len(targets_W), SelectiveLogSoftmax.rows):
+            rows = slice(start, start + SelectiveLogSoftmax.rows)
+            log_probs = logits_WV[rows].to(sums_W.dtype) / ctx.temperature - sums_W[rows, None]
+            factors = -gradient_W[rows, None]
+            if ctx.entropy_gradient:
+                weights = entropy_W[rows, None] / ctx.temperature
+                factors = factors - (log_probs + entropies_W[rows, None]) * weights
+            slope = log_probs.exp_().mul_(factors)
+            slope.scatter_add_(-1, targets_W[rows, None], gradient_W[rows, None])
+            logits_WV[rows] = slope
+        return logits_WV, None, None, None
 
 
 def micro_batches(items: Sequence[Item], limit: int, tokens: Callable[[Item], int]) -> list[list[Item]]:

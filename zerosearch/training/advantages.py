@@ -1,32 +1,45 @@
-"""From rewards to advantages: how much better an episode was than could be expected."""
+"""From rewards to advantages: how much better an episode or a token was than could be expected."""
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from zerosearch.training.recipe import Algorithm
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from zerosearch.training.experience import Experience, sums
+from zerosearch.training.loss import divergence
+from zerosearch.training.recipe_algorithm import Algorithm
 
 STD_FLOOR = 1e-6
 """Added to a group's standard deviation before dividing by it."""
+VARIANCE_FLOOR = 1e-8
+"""Added to the variance of advantages before dividing by its root."""
 
 
 def advantages(rewards: Sequence[Sequence[float]], algorithm: Algorithm) -> list[list[float]]:
-    """Return one advantage for each reward, group by group.
+    """Return one advantage for each reward, group by group, of an algorithm without a critic.
 
-    `grpo` (Shao et al. 2024, arXiv 2402.03300): the reward less the group's mean, divided by the group's
-    standard deviation (n - 1) unless `normalize_std` is off (Dr. GRPO, arXiv 2503.20783).
-    `reinforce` (Williams 1992): the reward itself, or less the mean of its group or of the batch.
+    The reward less, by `algorithm.estimator`: nothing (Williams 1992), the mean of the batch, that of the group
+    (GRPO, Shao et al. 2024, arXiv 2402.03300, divides by its standard deviation, n - 1; Dr. GRPO, arXiv 2503.20783,
+    does not) or the mean of the group's others (RLOO, Ahmadian et al. 2024, arXiv 2402.14740).
+    A group without spread has none, nor has a group of one.
     """
-    if algorithm.type == "reinforce":
+    if algorithm.estimator == "none":
+        return [list(group) for group in rewards]
+    if algorithm.estimator == "batch":
         batch = fmean(reward for group in rewards for reward in group)
-        baseline = {"none": lambda group: 0.0, "group": fmean, "batch": lambda group: batch}[algorithm.baseline]
-        return [[reward - baseline(group) for reward in group] for group in rewards]
+        return [[reward - batch for reward in group] for group in rewards]
     result = []
     for group in rewards:
         if not has_spread(group):
             result.append([0.0] * len(group))
             continue
-        mean = fmean(group)
-        scale = stdev(group) + STD_FLOOR if algorithm.normalize_std else 1.0
+        mean, scale = fmean(group), 1.0
+        if algorithm.estimator == "leave_one_out":
+            scale = (len(group) - 1) / len(group)
+        elif algorithm.normalize_std:
+            scale = stdev(group) + STD_FLOOR
         result.append([(reward - mean) / scale for reward in group])
     return result
 
@@ -34,3 +47,62 @@ def advantages(rewards: Sequence[Sequence[float]], algorithm: Algorithm) -> list
 def has_spread(rewards: Sequence[float]) -> bool:
     """Whether a group can teach anything: its rewards are not all the same."""
     return max(rewards) - min(rewards) > 1e-9
+
+
+def token_advantages(
+    experience: Experience, groups: Sequence[int], algorithm: Algorithm, kl_coefficient: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the advantage of each token (W,), and the returns that a critic's values should meet (W,).
+
+    groups: episodes of each group, E in all. kl_coefficient: of the divergence from the reference in the reward.
+    The reward of an episode comes at its last token; the divergence is taken off at each. Estimators that compare
+    within groups see an episode's sum; the others see, at each token, what comes from there on.
+    """
+    rewards_W = torch.zeros(experience.tokens, dtype=torch.float64)
+    rewards_W[experience.lengths_E.cumsum(0) - 1] = experience.rewards_E
+    if kl_coefficient and experience.reference_W is not None:
+        kl_W = divergence(experience.old_W, experience.reference_W, algorithm.kl_estimator)
+        rewards_W = rewards_W - kl_coefficient * kl_W
+    returns_W = experience.returns_W
+    if algorithm.estimator == "critic":
+        values_W, decay = experience.values_W.double(), algorithm.critic.gae_lambda
+        found_W = generalised(rewards_W, values_W, experience.lengths_E, algorithm.discount, decay)
+        returns_W = found_W + values_W
+    else:
+        totals_E = sums(rewards_W, experience.lengths_E)
+        by_group = advantages([group.tolist() for group in totals_E.split(list(groups))], algorithm)
+        compared_E = torch.tensor([value for group in by_group for value in group], dtype=torch.float64)
+        if algorithm.compares_samples:
+            found_W = compared_E.repeat_interleave(experience.lengths_E)
+        else:
+            nothing_W = torch.zeros_like(rewards_W)
+            found_W = generalised(rewards_W, nothing_W, experience.lengths_E, algorithm.discount, 1.0)
+            found_W = found_W - (totals_E - compared_E).repeat_interleave(experience.lengths_E)
+    dtype = experience.sampled_W.dtype
+    return (whitened(found_W) if algorithm.whiten else found_W).to(dtype), returns_W.to(dtype)
+
+
+def generalised(rewards_W: Tensor, values_W: Tensor, lengths_E: Tensor, discount: float, decay: float) -> Tensor:
+    """Generalised advantage estimates (W,) of E episodes (Schulman et al. 2016, arXiv 1506.02438, equation 16).
+
+    Time counts the policy's own tokens: the step from the last token before an observation leads to the first one
+    after it. With values of zero and `decay` 1, these are the discounted rewards from each token on.
+    """
+    lengths = lengths_E.tolist()
+    rewards_EL, values_EL = (pad_sequence(each.split(lengths), batch_first=True) for each in (rewards_W, values_W))
+    next_E = later_E = torch.zeros_like(values_EL[:, 0])
+    found: list[Tensor] = []
+    for reward_E, value_E in zip(reversed(rewards_EL.unbind(1)), reversed(values_EL.unbind(1)), strict=True):
+        later_E = reward_E + discount * next_E - value_E + discount * decay * later_E
+        next_E = value_E
+        found.append(later_E)
+    found_EL = torch.stack(found[::-1], dim=1)
+    return found_EL[torch.arange(found_EL.shape[1]) < lengths_E[:, None]]
+
+
+def whitened(values_W: Tensor) -> Tensor:
+    """Values of mean 0 and standard deviation 1 (n - 1); of a single one nothing can be said, it becomes 0."""
+    centred_W = values_W - values_W.mean()
+    if len(values_W) < 2:
+        return centred_W
+    return centred_W * torch.rsqrt(centred_W.square().sum() / (len(values_W) - 1) + VARIANCE_FLOOR)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from zerosearch.errors import RunError
 from zerosearch.inference.adapters import adapter_state, has_adapters, load_adapters, merged_state
@@ -19,20 +20,23 @@ from zerosearch.report.files import whole_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 ADAPTERS = "adapters.safetensors"
+CRITIC = "critic"
+"""Folder of the critic inside a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
     """Where a run stands. All that is drawn is a function of the seed and of these.
 
-    step: steps done. position: questions drawn. seconds: time spent in steps. rewards: the mean of each step.
+    step: steps done. position: questions drawn. seconds: time spent in steps. kl_coefficient: of the divergence in
+    the reward, after the step; None in checkpoints of older versions. rewards: the mean of each step.
     """
 
     step: int = 0
     position: int = 0
     seconds: float = 0.0
+    kl_coefficient: float | None = None
     rewards: tuple[float, ...] = ()
 
 
@@ -54,12 +58,13 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     keep: int,
+    critic: tuple[nn.Module, torch.optim.Optimizer] | None = None,
     good_step: int | None = None,
 ) -> Path:
     """Write `step-<n>` into the folder, then delete all but the newest `keep`.
 
-    The model is written whole, as transformers loads it; adapters stand in a file of their own, too.
-    good_step: the newest checkpoint up to this step is kept, too.
+    The model is written whole, as transformers loads it; adapters stand in a file of their own, too. A critic and its
+    optimiser go into the folder `critic` inside. good_step: the newest checkpoint up to this step is kept, too.
 
     Raises:
         RunError: the disk is full; older checkpoints are kept.
@@ -71,6 +76,10 @@ def save_checkpoint(
         if has_adapters(model):
             save_file(adapter_state(model), temporary / ADAPTERS)
         save_file(_moments(model, optimizer), temporary / "optimizer.safetensors")
+        if critic:
+            (temporary / CRITIC).mkdir()
+            save_file(critic[0].state_dict(), temporary / CRITIC / "model.safetensors")
+            save_file(_moments(*critic), temporary / CRITIC / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
     drop_old(folder, keep, state.step if good_step is None else good_step)
     return target
@@ -100,18 +109,33 @@ def load_state(checkpoint: Path) -> TrainingState:
     Raises:
         RunError: the file is damaged.
     """
-    with _reading(checkpoint / "state.json") as path:
+    with _reading(checkpoint / "state.json", checkpoint) as path:
         state = TrainingState(**json.loads(path.read_text()))
         return replace(state, rewards=tuple(state.rewards))
 
 
-def load_optimizer(checkpoint: Path, model: "PreTrainedModel", optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimiser its moments back.
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give the policy's optimiser its moments back.
 
     Raises:
         RunError: the file is damaged.
     """
-    with _reading(checkpoint / "optimizer.safetensors") as path:
+    _load_moments(checkpoint / "optimizer.safetensors", checkpoint, model, optimizer)
+
+
+def load_critic(checkpoint: Path, critic: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give the critic its weights and its optimiser its moments back.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    with _reading(checkpoint / CRITIC / "model.safetensors", checkpoint) as path:
+        critic.load_state_dict(load_file(path))
+    _load_moments(checkpoint / CRITIC / "optimizer.safetensors", checkpoint, critic, optimizer)
+
+
+def _load_moments(file: Path, checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    with _reading(file, checkpoint) as path:
         stored = load_file(path)
     for name, parameter in model.named_parameters():
         moments = {
@@ -129,7 +153,7 @@ def load_adapter_weights(checkpoint: Path, model: "PreTrainedModel") -> None:
     Raises:
         RunError: the file is damaged.
     """
-    with _reading(checkpoint / ADAPTERS) as path:
+    with _reading(checkpoint / ADAPTERS, checkpoint) as path:
         load_adapters(model, load_file(path))
 
 
@@ -140,17 +164,17 @@ def check_weights(folder: Path) -> None:
         RunError: a file is damaged.
     """
     for weights in sorted(folder.glob("model*.safetensors")):
-        with _reading(weights) as path, safe_open(path, "pt"):
+        with _reading(weights, folder) as path, safe_open(path, "pt"):
             pass
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Path]:
-    """Turn what a damaged file of a run raises into a RunError that says how to go on without it."""
+def _reading(path: Path, folder: Path) -> Iterator[Path]:
+    """Turn what a damaged file in a folder of a run raises into a RunError that says how to go on without it."""
     try:
         yield path
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        folder, found = path.parent, checkpoints(path.parent.parent)
+        found = checkpoints(folder.parent)
         older = found[: found.index(folder)] if folder in found else []
         way = f"go on from the older {older[-1].name}" if older else "do this stage again"
         raise RunError(
@@ -158,7 +182,7 @@ def _reading(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _moments(model: "PreTrainedModel", optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
         f"{name}:{key}": value.contiguous()
         for name, parameter in model.named_parameters()

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+SHOWN = {"one_hop": 2, "two_hop": 2, "comparison": 5}
+"""How often a family is shown in a round: what to ask next is hardest to see in comparisons. Other kinds: once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What the script writes, and the page that a search of it brings."""
@@ -88,9 +92,12 @@ def _path(question: Question) -> list[Hop]:
 
 
 def _fact(question: Question, hop: Hop) -> str:
+    """What was found; of a comparison's first candidate also which of both is meant, for a small model to copy."""
     found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}"
-    if question.kind == "comparison" and hop is question.hops[0] and question.hops[-1].subject != hop.subject:
-        found += f", not {question.hops[1].answers[0]}"
+    if question.kind == "comparison" and hop is question.hops[0]:
+        meant = question.hops[-1].subject
+        found += "" if meant == hop.subject else f", not {question.hops[1].answers[0]}"
+        found += f", so it is {meant}"
     return f"{found}. "
 
 
@@ -107,7 +114,7 @@ async def demonstrate(
     seed: int,
     in_vain_share: float = 0.2,
 ) -> list[Trajectory]:
-    """Return `count` demonstrations, spread over the families of the questions in proportion to their hops.
+    """Return `count` demonstrations, spread over the families of the questions as `SHOWN` says.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -118,7 +125,7 @@ async def demonstrate(
         if question.hops:
             families.setdefault(question.family, []).append(question)
     demonstrations: list[Trajectory] = []
-    turn_of_family = [group for _, group in sorted(families.items()) for _ in group[0].hops]
+    turn_of_family = [group for _, group in sorted(families.items()) for _ in range(SHOWN.get(group[0].kind, 1))]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
         for family in turn_of_family:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.recipe_health import Health
 from zerosearch.training.recipe_reward import Reward
 from zerosearch.training.recipe_section import (
@@ -235,29 +236,6 @@ class Lora(Section):
     """The adapters' part is scaled by alpha / rank."""
 
 
-class Algorithm(Section):
-    """How rewards become an update."""
-
-    type: Literal["grpo", "reinforce"] = "grpo"
-    """`grpo` (advantages within the group of a question) or `reinforce`."""
-    baseline: Literal["none", "group", "batch"] = "none"
-    """What REINFORCE subtracts from the reward: nothing, the mean of the question's group or of the batch."""
-    normalize_std: bool = True
-    """GRPO divides by the group's standard deviation."""
-    clip_low: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: Annotated[float, Field(ge=0.0)] = 0.2
-    """The probability ratio is clipped above at 1 + clip_high."""
-    kl_coefficient: NonNegativeFloat = 0.001
-    """Weight of the pull towards the reference policy; 0 = none, and no reference is held."""
-    kl_estimator: Literal["k3"] = "k3"
-    """Estimator of the KL divergence from the reference: exp(d) - d - 1 with d = log p_ref - log p."""
-    mini_batches: Positive = 1
-    """Updates per pass over a step's episodes; all are of the same size."""
-    epochs: Positive = 1
-    """Passes over a step's episodes."""
-
-
 class Evaluation(Section):
     """The test with the real engine: greedy, every question counted."""
 
@@ -307,6 +285,11 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
 
+    @property
+    def policy_tokens(self) -> int:
+        """Tokens that an episode's turns may hold together."""
+        return (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn
+
     @field_validator("trainer")
     @classmethod
     def _trainer_available(cls, value: str) -> str:
@@ -317,17 +300,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         training, algorithm = self.training, self.algorithm
-        grouped = algorithm.type == "grpo" or algorithm.baseline == "group"
-        if grouped and training.samples_per_question < 2:
-            what = "GRPO" if algorithm.type == "grpo" else 'algorithm.baseline = "group"'
+        if algorithm.compares_samples and training.samples_per_question < 2:
             raise ValueError(
-                f"training.samples_per_question is {training.samples_per_question}, but {what} compares the "
+                f"training.samples_per_question is {training.samples_per_question}, but {algorithm.title} compares the "
                 "samples of a question; set it to 2 or more"
-            )
-        if algorithm.type == "grpo" and algorithm.baseline != "none":
-            raise ValueError(
-                f'algorithm.baseline is "{algorithm.baseline}", but GRPO brings its own; remove it or set '
-                'algorithm.type = "reinforce"'
             )
         if training.questions_per_step % algorithm.mini_batches:
             raise ValueError(

@@ -3,13 +3,9 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import torch
 
 from zerosearch.inference.adapters import add_adapters
-from zerosearch.inference.models import load_model, release_memory
+from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import SearchEngine
@@ -18,17 +14,13 @@ from zerosearch.training.checkpoint import (
     TrainingState,
     checkpoints,
     load_adapter_weights,
-    load_optimizer,
     load_state,
     save_checkpoint,
 )
 from zerosearch.training.health import Watch, step_figures
+from zerosearch.training.learner import Learner
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run
-from zerosearch.training.update import lessons, update
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 STAGE = "reinforcement"
 
@@ -42,7 +34,7 @@ def reinforce(run: Run, start: str) -> None:
         RunError: too many searches failed, or the policy collapsed; the steps done so far are kept.
     """
     recipe, folder, display = run.recipe, run.folder, run.display
-    training, algorithm = recipe.training, recipe.algorithm
+    training = recipe.training
     found = checkpoints(folder.checkpoints)
     state = load_state(found[-1]) if found else TrainingState()
     run.take_policy(str(found[-1]) if found and not recipe.lora.rank else start)
@@ -51,18 +43,9 @@ def reinforce(run: Run, start: str) -> None:
         add_adapters(policy, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
         if found:
             load_adapter_weights(found[-1], policy)
-    if training.gradient_checkpointing:
-        policy.gradient_checkpointing_enable()
-    reference = _reference(start) if algorithm.kl_coefficient else None
-    optimizer = torch.optim.AdamW(
-        [each for each in policy.parameters() if each.requires_grad],
-        lr=training.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-        fused=True,
-    )
+    learner = Learner(recipe, policy, start, run.dtype)
     if found:
-        load_optimizer(found[-1], policy, optimizer)
+        learner.restore(found[-1], state.kl_coefficient)
     folder.resume(STAGE, state.step)
     order = QuestionOrder(run.train_questions, recipe.seed, state.position)
     episodes = training.questions_per_step * training.samples_per_question
@@ -76,10 +59,7 @@ def reinforce(run: Run, start: str) -> None:
         groups = asyncio.run(run_groups(agent, order, recipe, step))
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * min(1.0, step / max(1, training.warmup_steps))
-        taught = lessons(groups, recipe)
-        figures = update(policy, reference, optimizer, taught, recipe, run.dtype)
+        figures = learner.learn(groups, step)
         sampler.take_weights(policy)
         done = time.perf_counter()
         figures |= step_figures(groups) | _engine_figures(engine)
@@ -88,11 +68,10 @@ def reinforce(run: Run, start: str) -> None:
             "update_seconds": done - sampled,
             "tokens_per_second": _policy_tokens(groups) / (sampled - started),
             "real_searches": real_searches,
-            "learning_rate": optimizer.param_groups[0]["lr"],
         }
         rewards.append(figures["reward"])
         seconds = state.seconds + done - started
-        state = replace(state, step=step, position=order.position, seconds=seconds, rewards=tuple(rewards))
+        state = TrainingState(step, order.position, seconds, learner.kl_coefficient, tuple(rewards))
         folder.metrics.append(STAGE, step, figures)
         folder.append_trajectories(
             STAGE,
@@ -102,14 +81,23 @@ def reinforce(run: Run, start: str) -> None:
         watch.see(step, figures)
         watch.check(folder.checkpoints, start)
         if step == training.steps or (training.save_every and step % training.save_every == 0):
-            save_checkpoint(folder.checkpoints, policy, run.tokenizer, optimizer, state, training.keep, watch.good_step)
+            save_checkpoint(
+                folder.checkpoints,
+                policy,
+                run.tokenizer,
+                learner.optimizer,
+                state,
+                training.keep,
+                learner.critic,
+                watch.good_step,
+            )
     rows = folder.metrics.rows(STAGE)
     counted = all("real_searches" in row for row in rows)  # older versions did not
     folder.add_measurements(
         reinforcement_seconds=round(state.seconds, 1),
         real_searches_in_training=sum(row["real_searches"] for row in rows) if counted else None,
     )
-    del sampler, agent, engine, optimizer, reference
+    del sampler, agent, engine, learner
     release_memory()
 
 
@@ -126,12 +114,6 @@ SHOWN = (
     "leak_rate",
     "entropy",
 )
-
-
-def _reference(name: str) -> "PreTrainedModel":
-    model = load_model(name)
-    model.requires_grad_(False)
-    return model
 
 
 def _engine(run: Run, rewards: Sequence[float]) -> SearchEngine | None:

@@ -1,0 +1,416 @@
+"""Each algorithm on a model of two layers: what its losses teach, and what they never touch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_update import GROUPS, group
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from zerosearch.inference.packed import score
+from zerosearch.training.critic import Critic
+from zerosearch.training.experience import Experience
+from zerosearch.training.learner import Learner
+from zerosearch.training.lessons import Lesson, episodes_of, filled, judged, lessons, measured, worthwhile
+from zerosearch.training.loss import fallen, importance_weights, policy_loss
+from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_algorithm import PRESETS, Algorithm
+from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.rollout import Group
+from zerosearch.training.update import update_critic, update_policy
+
+TYPES = pytest.mark.parametrize("kind", PRESETS)
+EVERY_PART = [
+    "algorithm.kl_coefficient=0.1",
+    "algorithm.kl_in=loss",
+    "algorithm.entropy_coefficient=0.05",
+    "algorithm.llds_coefficient=0.2",
+    "algorithm.dual_clip=3",
+    "algorithm.correction=sequence",
+]
+
+
+def recipe(kind: str, *overrides: str) -> Recipe:
+    plain = [
+        "training.max_grad_norm=1e9",
+        "training.temperature=1",
+        "algorithm.mini_batches=1",
+        f"algorithm.type={kind}",
+    ]
+    return load_recipe("world", [*plain, *overrides])
+
+
+def drawn(taught: list[Lesson], model: PreTrainedModel, made: Recipe) -> list[Lesson]:
+    """The lessons with every column: log-probabilities near the model's own, a reference, values and advantages."""
+    generator = torch.Generator().manual_seed(0)
+    algorithm = made.algorithm
+    taught = measured(taught, "old_W", lambda trees: score(model, trees).log_probs, 10_000)
+
+    def near(scale: float) -> list[Tensor]:
+        return [e.old_W + scale * torch.randn(e.tokens, generator=generator) for e in episodes_of(taught)]
+
+    columns = {"sampled_W": near(0.1), "reference_W": near(0.5), "old_W": near(0.05)}
+    values = [torch.randn(e.tokens, generator=generator) for e in episodes_of(taught)]
+    for name, column in columns.items():
+        taught = filled(taught, name, column)
+    if algorithm.estimator == "critic":
+        taught = filled(taught, "values_W", values)
+    if algorithm.correction != "none":
+        taught = filled(taught, "corrections_W", [importance_weights(e, algorithm) for e in episodes_of(taught)])
+    in_reward = algorithm.kl_coefficient if algorithm.kl_in == "reward" else 0.0
+    return judged(taught, algorithm, in_reward)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def moved(model: nn.Module, update: Callable[[torch.optim.Optimizer], object]) -> Tensor:
+    """By how much a step of size 1 goes down: the gradient of the update."""
+    start = weights(model)
+    update(torch.optim.SGD(model.parameters(), lr=1.0))
+    return start - weights(model)
+
+
+# The same gradient however it is split
+
+
+@TYPES
+@pytest.mark.parametrize("parts", [[], EVERY_PART], ids=["preset", "every part"])
+def test_one_large_batch_has_the_gradient_of_its_split_into_any_micro_batches(kind: str, parts: list[str]) -> None:
+    def gradient(limit: int) -> Tensor:
+        made = recipe(kind, *parts, f"training.micro_batch_tokens={limit}")
+        model = tiny.model().double()
+        taught = drawn(lessons(GROUPS), model, made)
+        return moved(model, lambda optimizer: update_policy(model, optimizer, taught, made))
+
+    whole = gradient(10_000)
+    assert whole.abs().max() > 0
+    for limit in (1, 20, 45):
+        assert torch.allclose(gradient(limit), whole, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
+
+
+def test_the_critics_gradient_does_not_depend_on_the_split_either() -> None:
+    def gradient(limit: int) -> Tensor:
+        made = recipe("ppo", f"training.micro_batch_tokens={limit}")
+        critic = some_critic()
+        taught = drawn(lessons(GROUPS), tiny.model(), made)
+        return moved(critic, lambda optimizer: update_critic(critic, optimizer, taught, made))
+
+    whole = gradient(10_000)
+    assert whole.abs().max() > 0
+    for limit in (1, 20, 45):
+        assert torch.allclose(gradient(limit), whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+
+
+def some_critic(seed: int = 0) -> Critic:
+    critic = Critic(tiny.model(seed=seed))
+    nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(seed))
+    return critic
+
+
+# Observations
+
+
+@contextmanager
+def last_hidden_states(body: nn.Module) -> Iterator[list[Tensor]]:
+    """The normalised states (T, width) of every pass, with their gradients."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, states: Tensor) -> None:
+        if states.requires_grad:
+            states.retain_grad()
+            seen.append(states)
+
+    handle = body.norm.register_forward_hook(keep)
+    yield seen
+    handle.remove()
+
+
+def predicting_policy_tokens(lesson: Lesson) -> list[bool]:
+    """For each token of the lesson's row: whether a token that the policy wrote comes next in some episode."""
+    places = [False] * lesson.tree.tokens
+    last, start = len(lesson.tree.prefix) - 1, len(lesson.tree.prefix)
+    for branch in lesson.tree.branches:
+        for index, own in enumerate(branch.wanted):
+            if own:
+                places[start + index - 1 if index else last] = True
+        start += len(branch.token_ids)
+    return places
+
+
+@TYPES
+def test_what_predicts_an_observation_has_exactly_no_gradient(kind: str) -> None:
+    made = recipe(kind, *EVERY_PART)
+    model = tiny.model()
+    taught = drawn(lessons(GROUPS[:1]), model, made)
+    expected = torch.tensor(predicting_policy_tokens(taught[0]))
+    assert expected.sum() > 10 and (~expected).sum() > 10
+    with last_hidden_states(model.model) as seen:
+        moved(model, lambda optimizer: update_policy(model, optimizer, taught, made))
+    assert torch.equal(seen[0].grad.abs().sum(-1) > 0, expected)
+
+
+def test_the_value_loss_leaves_what_predicts_an_observation_alone_too() -> None:
+    made = recipe("ppo")
+    critic = some_critic()
+    taught = drawn(lessons(GROUPS[:1]), tiny.model(), made)
+    with last_hidden_states(critic.model) as seen:
+        moved(critic, lambda optimizer: update_critic(critic, optimizer, taught, made))
+    touched = seen[0].grad.abs().sum(-1) > 0
+    expected = torch.tensor(predicting_policy_tokens(taught[0]))
+    assert not touched[~expected].any()
+    assert touched.sum() > 0.5 * expected.sum(), "all but values that their clip holds"
+
+
+def test_advantages_skip_observations() -> None:
+    """What stands at observations, and how long they are, changes no advantage and no return."""
+    made = recipe("ppo", "algorithm.discount=0.9")
+
+    def found(observation: tuple[int, ...]) -> list[Tensor]:
+        one = group([1.0, 0.5], [3, 4])
+        for trajectory in one.trajectories:
+            trajectory.segments[2] = replace(trajectory.segments[2], token_ids=observation)
+        taught = lessons([one])
+        values = [torch.linspace(-1, 1, episode.tokens) for episode in episodes_of(taught)]
+        return [e.advantages_W for e in episodes_of(judged(filled(taught, "values_W", values), made.algorithm))]
+
+    for short, long in zip(found((8,)), found((9, 10, 11, 12, 13)), strict=True):
+        assert torch.equal(short, long)
+
+
+# The pull to the reference
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+@TYPES
+def test_the_divergence_in_the_loss_pulls_back(kind: str, estimator: str) -> None:
+    made = recipe(kind, "algorithm.kl_coefficient=1.0", "algorithm.kl_in=loss", f"algorithm.kl_estimator={estimator}")
+    assert divergence_after(made) < 0.5
+
+
+def divergence_after(made: Recipe) -> float:
+    """What is left of the divergence of a policy that was pushed away, after twenty updates of its log-probabilities.
+
+    A table of three tokens stands for the policy; each update sees every token in the share that the policy gives it.
+    """
+    reference = torch.log_softmax(torch.tensor([1.0, 0.0, -1.0]).double(), -1)
+    logits = torch.tensor([-2.0, 1.0, 2.0]).double().requires_grad_()
+    ones = torch.ones(3, dtype=torch.long)
+    zeros = torch.zeros(3).double()
+
+    def left() -> float:
+        policy = logits.log_softmax(-1)
+        return (policy.exp() * (policy - reference)).sum().item()
+
+    before = left()
+    for _ in range(200):
+        policy = logits.log_softmax(-1)
+        old = policy.detach()
+        experience = Experience(ones, ones, zeros, old, old, zeros, zeros, zeros, reference)
+        if made.algorithm.kl_in == "reward":
+            kl = old - reference
+            advantage = -made.algorithm.kl_coefficient * (kl - (old.exp() * kl).sum())
+            experience = replace(experience, advantages_W=advantage)
+        loss = policy_loss(policy, zeros, experience, old.exp(), made.algorithm).value
+        (gradient,) = torch.autograd.grad(loss, logits)
+        with torch.no_grad():
+            logits -= 0.5 * gradient
+    return left() / before
+
+
+def test_k1_in_the_loss_pulls_nowhere_but_in_the_reward_it_does() -> None:
+    k1 = ["algorithm.kl_coefficient=1.0", "algorithm.kl_estimator=k1"]
+    assert divergence_after(recipe("grpo", *k1, "algorithm.kl_in=loss")) == pytest.approx(1.0)
+    assert divergence_after(recipe("ppo", *k1, "algorithm.clip_high=100", "algorithm.clip_low=0.99")) < 0.5
+
+
+@pytest.mark.parametrize("kind", ["reinforce_plus_plus", "rloo", "ppo"])
+def test_the_divergence_in_the_reward_lowers_what_strayed(kind: str) -> None:
+    made = recipe(kind, "algorithm.kl_coefficient=0.5", "algorithm.whiten=false")
+    taught = lessons([group([1.0, 0.0], [4, 4])])
+    strayed = [torch.tensor([-9.0]).repeat(e.tokens) if not n else e.old_W for n, e in enumerate(episodes_of(taught))]
+    plain, pulled = (
+        judged(filled(taught, "reference_W", strayed), made.algorithm, coefficient) for coefficient in (0.0, 0.5)
+    )
+    before, after = (episodes_of(each)[0].advantages_W for each in (plain, pulled))
+    assert (after < before).all()
+
+
+# Other parts
+
+
+@TYPES
+def test_a_bonus_for_entropy_raises_it(kind: str) -> None:
+    def entropies(coefficient: float) -> list[float]:
+        made = recipe(kind, f"algorithm.entropy_coefficient={coefficient}", "algorithm.kl_coefficient=0")
+        model = tiny.model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        taught = lessons([group([0.5, 0.5, 0.5], [9, 7, 8])])
+        taught = measured(taught, "old_W", lambda trees: score(model, trees).log_probs, 10_000)
+        return [update_policy(model, optimizer, taught, made)["entropy"] for _ in range(10)]
+
+    without, bonus = entropies(0.0), entropies(0.5)
+    assert without[-1] == pytest.approx(without[0])
+    assert bonus[-1] > bonus[0] + 0.05
+
+
+def test_likelihood_is_kept_only_where_a_good_turn_became_less_likely() -> None:
+    # Turns: fell as a whole, with one token that rose; rose as a whole, with one that fell; fell, but was bad; fell.
+    old = torch.zeros(7)
+    new = torch.tensor([-1.0, 0.5, 1.0, -0.5, -1.0, -1.0, -0.25]).requires_grad_()
+    advantage = torch.tensor([0.3, 0.3, 0.3, 0.3, -0.1, -0.1, 0.0])
+    turns, lengths = torch.tensor([2, 2, 2, 1]), torch.tensor([4, 2, 1])
+    experience = Experience(lengths, turns, torch.zeros(3), old, old, advantage, old, old)
+    penalty = fallen(new, experience)
+    assert penalty.tolist() == [1.0, 0, 0, 0, 0, 0, 0.25]
+    assert torch.autograd.grad(penalty.sum(), new)[0].tolist() == [-1.0, 0, 0, 0, 0, 0, -1.0]
+    plain, kept = (Algorithm(llds_coefficient=each, kl_coefficient=0.0) for each in (0.0, 0.2))
+    losses = [policy_loss(new, old, experience, torch.ones(7), each).value.item() for each in (plain, kept)]
+    assert losses[1] - losses[0] == pytest.approx(0.2 * 1.25)
+
+
+@given(st.floats(1.5, 5), st.floats(0.1, 20), st.floats(-3, 3))
+def test_dual_clip_bounds_the_loss_of_bad_tokens_only(bound: float, ratio: float, advantage: float) -> None:
+    one, value = torch.ones(1, dtype=torch.long), torch.tensor([advantage])
+    new, zero = torch.tensor([ratio]).log(), torch.zeros(1)
+    experience = Experience(one, one, zero, zero, zero, value, zero, zero)
+    plain, dual = (
+        policy_loss(new, zero, experience, torch.ones(1), Algorithm(dual_clip=d)).value for d in (0.0, bound)
+    )
+    assert dual.item() == pytest.approx(min(plain.item(), -bound * advantage) if advantage < 0 else plain.item())
+
+
+# The learner
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("start"))
+
+
+def some_groups(seed: int = 0) -> list[Group]:
+    return [
+        group([1.0, 0.0, 0.5], [4, 9, 2 + seed]),
+        group([0.0, 1.0, 1.0], [3, 12, 5], "r"),
+        group([0.5, 0.5], [3, 4]),
+    ]
+
+
+def learner_of(start: Path, kind: str, *overrides: str) -> Learner:
+    from zerosearch.inference.models import load_model
+
+    made = recipe(kind, "training.learning_rate=1e-3", "training.micro_batch_tokens=64", *overrides)
+    return Learner(made, load_model(str(start)), str(start))
+
+
+@TYPES
+@pytest.mark.parametrize("parts", [[], ["algorithm.kl_coefficient=0.1", "algorithm.correction=token"]])
+def test_every_type_learns_from_groups(kind: str, parts: list[str], start: Path) -> None:
+    learner = learner_of(start, kind, *parts)
+    before = weights(learner.policy)
+    figures = learner.learn(some_groups(), step=1)
+    assert figures["gradient_norm"] > 0 and not torch.equal(before, weights(learner.policy))
+    assert all(parameter.grad is None for parameter in learner.policy.parameters())
+    assert (learner.critic is not None) is (kind == "ppo") is ("value_error" in figures)
+    assert ("importance_weight" in figures) is bool(parts)
+    assert learner.learn(some_groups(1), step=2)["kl"] != 0 or not parts
+
+
+def test_recomputing_starts_the_ratio_at_one(start: Path) -> None:
+    for parts, off in (([], True), (["algorithm.recompute=true"], False)):
+        figures = learner_of(start, "grpo", *parts).learn(some_groups(), step=1)
+        assert (figures["ratio_deviation"] > 1e-3) is off, "the groups' log-probabilities are not the model's"
+
+
+def test_no_pass_is_made_for_parts_that_are_off(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zerosearch.training import learner as module
+
+    def passes(*arguments: object) -> object:
+        raise AssertionError("a pass without need")
+
+    monkeypatch.setattr(module, "measured", passes)
+    learner_of(start, "grpo", "algorithm.kl_coefficient=0").learn(some_groups(), step=1)
+    with pytest.raises(AssertionError, match="a pass without need"):
+        learner_of(start, "grpo", "algorithm.kl_coefficient=0.1").learn(some_groups(), step=1)
+
+
+def test_the_coefficient_in_the_reward_follows_the_divergence(start: Path) -> None:
+    parts = ["algorithm.kl_coefficient=0.1", "algorithm.kl_horizon=80"]
+    for target, factor in ((1e-6, 1 + 0.2 * 8 / 80), (1e6, 1 - 0.2 * 8 / 80)):
+        learner = learner_of(
+            start, "reinforce_plus_plus", *parts, f"algorithm.kl_target={target}", *["algorithm.kl_estimator=k2"]
+        )
+        assert learner.learn(some_groups(), step=1)["kl_coefficient"] == pytest.approx(0.1)
+        assert learner.kl_coefficient == pytest.approx(0.1 * factor)
+        assert learner.learn(some_groups(), step=2)["kl_coefficient"] == pytest.approx(0.1 * factor)
+
+
+# The critic
+
+
+def test_a_new_critic_says_nothing_and_reads_what_comes_before_each_token() -> None:
+    critic = Critic(tiny.model())
+    (lesson,) = lessons([group([1.0, 0.0], [4, 9])])
+    with torch.no_grad():
+        assert not critic.values([lesson.tree]).any()
+        nn.init.ones_(critic.head.weight)
+        found = critic.values([lesson.tree]).tolist()
+        expected = []
+        for branch in lesson.tree.branches:
+            ids = [*lesson.tree.prefix, *branch.token_ids]
+            states = critic.model(torch.tensor([ids])).last_hidden_state[0].sum(-1)
+            expected += [states[len(lesson.tree.prefix) + n - 1] for n, own in enumerate(branch.wanted) if own]
+    assert found == pytest.approx([value.item() for value in expected], abs=1e-3)
+
+
+def test_the_critic_learns_what_its_policy_earns(start: Path) -> None:
+    learner = learner_of(
+        start,
+        "ppo",
+        "algorithm.critic.learning_rate=1e-3",
+        "algorithm.kl_coefficient=0",
+        "algorithm.critic.warmup_steps=60",
+    )
+    groups = [group([1.0, 0.0, 0.5], [9, 12, 7])]
+    figures = [learner.learn(groups, step=step) for step in range(1, 61)]
+    assert figures[0]["explained_variance"] <= 0.01 and figures[-1]["explained_variance"] > 0.5
+    assert figures[-1]["value_error"] < 0.2 * figures[0]["value_error"]
+
+
+def test_the_policy_waits_until_its_critic_is_warm(start: Path) -> None:
+    learner = learner_of(start, "ppo", "algorithm.critic.warmup_steps=2")
+    assert learner.critic
+    before, values_before = weights(learner.policy), weights(learner.critic[0])
+    for step in (1, 2):
+        assert learner.learn(some_groups(), step)["gradient_norm"] == 0
+    assert torch.equal(before, weights(learner.policy))
+    assert not torch.equal(values_before, weights(learner.critic[0]))
+    assert learner.learn(some_groups(), 3)["gradient_norm"] > 0
+    assert not torch.equal(before, weights(learner.policy))
+
+
+def test_ppo_whitens_over_the_policys_tokens_of_the_whole_step() -> None:
+    made = recipe("ppo")
+    taught = drawn(lessons(some_groups()), tiny.model(), made)
+    everything = Experience.join(episodes_of(taught))
+    assert everything.tokens == sum(lesson.policy_tokens for lesson in taught)
+    assert everything.advantages_W.mean().item() == pytest.approx(0, abs=1e-6)
+    assert everything.advantages_W.std().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_all_episodes_are_kept_where_something_else_than_the_advantage_teaches(start: Path) -> None:
+    groups = some_groups()
+    assert len(worthwhile(judged(lessons(groups), Algorithm(type="grpo")))) == 2
+    for kind in PRESETS:
+        made = recipe(kind, "algorithm.llds_coefficient=0.2")
+        assert made.algorithm.learns_without_advantage
+    assert not recipe("grpo").algorithm.learns_without_advantage
+    assert recipe("ppo").algorithm.learns_without_advantage
