@@ -24,6 +24,7 @@ from zerosearch.simulation.schedule import adapted_noise
 from zerosearch.training import stages, trainer
 from zerosearch.training.checkpoint import checkpoint_before, checkpoints, drop_old, load_state
 from zerosearch.training.health import ALARMS, Watch, repetition, step_figures
+from zerosearch.training.learner import Learner
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe
 from zerosearch.training.recipe_health import Health
 from zerosearch.training.rollout import Group
@@ -278,10 +279,12 @@ SHORT = [
 
 def collapsing(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 99) -> None:
     """The divergence is 50 from one step to another."""
-    learned, steps = trainer.update, iter(range(1, 100))
-    monkeypatch.setattr(
-        trainer, "update", lambda *given: learned(*given) | ({"kl": 50.0} if first <= next(steps) <= last else {})
-    )
+    learn = Learner.learn
+
+    def diverge(self: Learner, groups: list[Group], step: int) -> dict[str, float]:
+        return learn(self, groups, step) | ({"kl": 50.0} if first <= step <= last else {})
+
+    monkeypatch.setattr(Learner, "learn", diverge)
 
 
 def test_a_run_that_collapses_ends_with_one_sentence_and_keeps_its_last_good_checkpoint(
