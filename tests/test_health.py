@@ -4,7 +4,6 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -282,10 +281,10 @@ def collapsing(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 99) -> N
     """The divergence is 50 from one step to another."""
     learn = Learner.learn
 
-    def collapsed(self: Learner, groups: Sequence[Group], step: int) -> dict[str, float]:
+    def diverge(self: Learner, groups: list[Group], step: int) -> dict[str, float]:
         return learn(self, groups, step) | ({"kl": 50.0} if first <= step <= last else {})
 
-    monkeypatch.setattr(Learner, "learn", collapsed)
+    monkeypatch.setattr(Learner, "learn", diverge)
 
 
 def test_a_run_that_collapses_ends_with_one_sentence_and_keeps_its_last_good_checkpoint(

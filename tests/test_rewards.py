@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,13 @@ def earned(trajectory: Trajectory, *overrides: str) -> dict[str, float]:
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a module in the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    monkeypatch.delitem(sys.modules, "reward_under_test", raising=False)
-    return "reward_under_test"
+    sys.modules.pop("reward_under_test", None)
+    yield "reward_under_test"
+    sys.modules.pop("reward_under_test", None)
 
 
 @pytest.mark.parametrize(("name", "value"), [("f1", 2 / 3), ("em", 0.0), ("substring_em", 0.0)])
