@@ -283,9 +283,12 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_only(bound: float, ratio: float
     new, zero = torch.tensor([ratio]).log(), torch.zeros(1)
     experience = Experience(one, one, zero, zero, zero, value, zero, zero)
     plain, dual = (
-        policy_loss(new, zero, experience, torch.ones(1), Algorithm(dual_clip=d)).value for d in (0.0, bound)
+        policy_loss(new, zero, experience, torch.ones(1), Algorithm(dual_clip=each)) for each in (0.0, bound)
     )
-    assert dual.item() == pytest.approx(min(plain.item(), -bound * advantage) if advantage < 0 else plain.item())
+    expected = min(plain.value.item(), -bound * advantage) if advantage < 0 else plain.value.item()
+    assert dual.value.item() == pytest.approx(expected)
+    cut = advantage < 0 and plain.value.item() > -bound * advantage
+    assert dual.figures["clip_fraction"] == max(plain.figures["clip_fraction"], cut)
 
 
 # The learner
