@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_update import GROUPS, group
 from torch import Tensor, nn
@@ -279,6 +279,7 @@ def test_likelihood_is_kept_only_where_a_good_turn_became_less_likely() -> None:
 
 @given(st.floats(1.5, 5), st.floats(0.1, 20), st.floats(-3, 3))
 def test_dual_clip_bounds_the_loss_of_bad_tokens_only(bound: float, ratio: float, advantage: float) -> None:
+    assume(abs(ratio - bound) > 1e-3)
     one, value = torch.ones(1, dtype=torch.long), torch.tensor([advantage])
     new, zero = torch.tensor([ratio]).log(), torch.zeros(1)
     experience = Experience(one, one, zero, zero, zero, value, zero, zero)
