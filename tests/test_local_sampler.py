@@ -1,10 +1,12 @@
 """The local sampler agrees with transformers, keeps what it knows, and draws the same alone and in company."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,6 +275,23 @@ def test_prompts_that_go_apart_are_computed_from_there() -> None:
     short = sampler()
     run(short, [SamplingRequest([*PROMPT, 100 + n], 4, seed=n) for n in range(4)])
     assert short.tokens_prefilled == 4 * len(PROMPT), "it is not worth waiting for six tokens"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_processor_without_products_in_bfloat16_samples_too(dtype: str) -> None:
+    code = (
+        "import torch, tiny; from test_local_sampler import PROMPT, TOKENS, run; "
+        "from test_local_sampler import LocalSampler, SamplingRequest; "
+        "assert not torch.ops.mkldnn._is_mkldnn_bf16_supported(); "
+        f"which = LocalSampler(tiny.model(), TOKENS, slots=2, length=64, dtype=torch.{dtype}); "
+        "print(len(run(which, [SamplingRequest(PROMPT, 8, seed=1)])[0].log_probs))"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True, env=environment
+    )
+    assert int(other.stdout) > 0
 
 
 def test_new_weights_make_the_memory_worthless() -> None:

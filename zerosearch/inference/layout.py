@@ -27,7 +27,7 @@ class Product:
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype):
         self.bias_O = None if bias_O is None else bias_O.to(dtype)
         weight = weight_OI.to(dtype).contiguous()
-        self.packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.packed = _can_be_packed(weight)
         if self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.rows)
         self.weight = weight
@@ -36,6 +36,13 @@ class Product:
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias_O, "none", [], "")
         return torch.nn.functional.linear(x_TI, self.weight, self.bias_O)
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    """oneDNN packs float32 on every CPU, and bfloat16 on those that multiply it."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True, slots=True)
