@@ -4,12 +4,15 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from zerosearch.data.question import Hop, Question
 from zerosearch.data.world_entities import Book, Company, Half, Person
 from zerosearch.data.world_facts import City, Peak
 
 DATA_SET = "world"
+
+Entity = TypeVar("Entity")
 
 _COMMONEST_ANSWER_SHARE = 0.03
 """No answer may be that of a larger share of its family's questions, so that guessing fails."""
@@ -133,6 +136,30 @@ def _tell_apart(known: Sequence[Hop], asked: Sequence[Hop], random_source: rando
                 yield Draft(names, (known[one], known[other], asked[meant]), asked[meant].answers[0])
 
 
+def _comparison(
+    asked: str,
+    asked_hop: Callable[[Entity], Hop],
+    known: str,
+    known_hop: Callable[[Entity], Hop],
+    entities: Callable[[Half], Sequence[Entity]],
+) -> Family:
+    """Two entities, what is known of one of them, and what is asked of that one."""
+
+    def drafts(half: Half, random_source: random.Random) -> Iterator[Draft]:
+        both = entities(half)
+        return _tell_apart([known_hop(each) for each in both], [asked_hop(each) for each in both], random_source)
+
+    return Family(
+        "comparison",
+        f"{asked}_by_{known}".replace(" ", "_"),
+        (
+            f"{{}} or {{}}: what is the {asked} of the one with {known} {{}}?",
+            f"One of {{}} and {{}} has the {known} {{}}. What is its {asked}?",
+        ),
+        drafts,
+    )
+
+
 FAMILIES: tuple[Family, ...] = (
     Family(
         "one_hop",
@@ -215,52 +242,8 @@ FAMILIES: tuple[Family, ...] = (
         ("What is the population of the birthplace of {}?", "How many people live in the birthplace of {}?"),
         lambda half, _: (_path(_birthplace(one), _population(one.birthplace)) for one in half.people),
     ),
-    Family(
-        "comparison",
-        "birth_year_by_birthplace",
-        (
-            "{} or {}: what is the birth year of the one with birthplace {}?",
-            "One of {} and {} has the birthplace {}. What is its birth year?",
-        ),
-        lambda half, source: _tell_apart(
-            [_birthplace(person) for person in half.people], [_birth_year(person) for person in half.people], source
-        ),
-    ),
-    Family(
-        "comparison",
-        "founding_year_by_home_city",
-        (
-            "{} or {}: what is the founding year of the one with home city {}?",
-            "One of {} and {} has the home city {}. What is its founding year?",
-        ),
-        lambda half, source: _tell_apart(
-            [_home_city(company) for company in half.companies],
-            [_founding_year(company) for company in half.companies],
-            source,
-        ),
-    ),
-    Family(
-        "comparison",
-        "home_city_by_founder",
-        (
-            "{} or {}: what is the home city of the one with founder {}?",
-            "One of {} and {} has the founder {}. What is its home city?",
-        ),
-        lambda half, source: _tell_apart(
-            [_founder(company) for company in half.companies],
-            [_home_city(company) for company in half.companies],
-            source,
-        ),
-    ),
-    Family(
-        "comparison",
-        "publication_year_by_author",
-        (
-            "{} or {}: what is the publication year of the one with author {}?",
-            "One of {} and {} has the author {}. What is its publication year?",
-        ),
-        lambda half, source: _tell_apart(
-            [_author(book) for book in half.books], [_publication_year(book) for book in half.books], source
-        ),
-    ),
+    _comparison("birth year", _birth_year, "birthplace", _birthplace, lambda half: half.people),
+    _comparison("founding year", _founding_year, "home city", _home_city, lambda half: half.companies),
+    _comparison("home city", _home_city, "founder", _founder, lambda half: half.companies),
+    _comparison("publication year", _publication_year, "author", _author, lambda half: half.books),
 )

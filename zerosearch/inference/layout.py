@@ -76,16 +76,16 @@ class Layout:
         attention, feed, dtype = layer.self_attn, layer.mlp, self.dtype
         normed = hasattr(attention, "q_norm")
         scale = self.width**-0.5
-        parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-        weights = [effective_weight(part) * (1.0 if normed or index else scale) for index, part in enumerate(parts)]
-        bias = None
-        if attention.q_proj.bias is not None:
-            bias = torch.cat([part.bias * (1.0 if normed or i else scale) for i, part in enumerate(parts)])
-        gates = torch.cat([effective_weight(feed.gate_proj), effective_weight(feed.up_proj)])
+        parts = [(attention.q_proj, 1.0 if normed else scale), (attention.k_proj, 1.0), (attention.v_proj, 1.0)]
+        weights = [effective_weight(part) * factor for part, factor in parts]
+        biases = [part.bias * factor for part, factor in parts if part.bias is not None]
+        gates = [feed.gate_proj, feed.up_proj]
+        gate_biases = [part.bias for part in gates if part.bias is not None]
+        gate_weights = torch.cat([effective_weight(part) for part in gates])
         return Layer(
-            Product(torch.cat(weights) * layer.input_layernorm.weight, bias, dtype),
+            Product(torch.cat(weights) * layer.input_layernorm.weight, _joined(biases), dtype),
             Product(effective_weight(attention.o_proj), attention.o_proj.bias, dtype),
-            Product(gates * layer.post_attention_layernorm.weight, _joined(feed.gate_proj, feed.up_proj), dtype),
+            Product(gate_weights * layer.post_attention_layernorm.weight, _joined(gate_biases), dtype),
             Product(effective_weight(feed.down_proj), feed.down_proj.bias, dtype),
             attention.q_norm.weight.float() * scale if normed else None,
             attention.k_norm.weight.float() if normed else None,
@@ -121,6 +121,5 @@ class Layout:
         return (y if weight is None else y.mul_(weight)).to(self.dtype)
 
 
-def _joined(*parts: torch.nn.Linear) -> Tensor | None:
-    biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
+def _joined(biases: list[Tensor]) -> Tensor | None:
     return torch.cat(biases) if biases else None

@@ -102,21 +102,10 @@ class ConstantNoise:
         return self.p
 
 
-@dataclass(frozen=True, slots=True)
-class ReverseNoise:
-    """The levels of `CurriculumNoise` in reverse order: `end` before the first step, `start` from `total_steps` on.
+class ReverseNoise(CurriculumNoise):
+    """The levels of `CurriculumNoise` in reverse order: `end` before the first step, `start` from `total_steps` on."""
 
-    Raises:
-        UserError: a value with which the formula makes no sense.
-    """
-
-    start: float
-    end: float
-    total_steps: int
-    base: float = 4.0
-
-    def __post_init__(self) -> None:
-        _check_schedule(self.total_steps, self.start, self.end, self.base)
+    __slots__ = ()
 
     def probability(self, step: int) -> float:
         return noise_probability(self.total_steps - step, self.total_steps, self.start, self.end, self.base)
