@@ -146,6 +146,7 @@ GOOD = {
     "gradient_norm": 1.0,
     "invalid_action_rate": 0.1,
     "truncated_turn_rate": 0.1,
+    "empty_page_rate": 0.1,
     "repetition": 0.2,
 }
 LIMITS = Health(
@@ -155,6 +156,7 @@ LIMITS = Health(
     max_gradient_norm=10.0,
     max_invalid_actions=0.5,
     max_truncated_turns=0.5,
+    max_empty_pages=0.5,
     max_repetition=0.5,
     min_reward=0.5,
     reward_steps=4,
@@ -165,6 +167,7 @@ BAD = {
     "gradient_norm": 11.0,
     "invalid_action_rate": 0.6,
     "truncated_turn_rate": 0.7,
+    "empty_page_rate": 0.9,
     "repetition": 0.8,
 }
 
@@ -274,6 +277,7 @@ SHORT = [
     "data.test_limit=1",
     "training.questions_per_step=1",
     "health.max_truncated_turns=0",  # a random model never stops by itself
+    "health.max_empty_pages=0",  # nor does it write documents
 ]
 
 

@@ -119,6 +119,7 @@ ALARMS = (
     Alarm("max_gradient_norm", "gradient_norm"),
     Alarm("max_invalid_actions", "invalid_action_rate"),
     Alarm("max_truncated_turns", "truncated_turn_rate"),
+    Alarm("max_empty_pages", "empty_page_rate"),
     Alarm("max_repetition", "repetition"),
 )
 

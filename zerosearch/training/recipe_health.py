@@ -18,6 +18,8 @@ class Health(Section):
     """Share of turns without a valid action."""
     max_truncated_turns: Share = 0.95
     """Share of turns that ran out of tokens."""
+    max_empty_pages: Share = 0.9
+    """Share of searches that found nothing, or for which the simulator wrote no document."""
     max_repetition: Share = 0.9
     """Share of the groups of four tokens that the policy wrote before in the same episode."""
     min_reward: Share = 0.2

@@ -108,6 +108,7 @@ SHOWN = (
     "noise_scheduled",
     "noise_realised",
     "invalid_actions",
+    "empty_page_rate",
     "tokens_per_second",
     "groups_without_spread",
     "hit_rate",
