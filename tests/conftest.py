@@ -42,6 +42,17 @@ def lively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken run of every stage."""
+    import tiny
+    from whole_runs import carry_out
+
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.act_by_chance(patch.setattr)
+        return carry_out(model, tmp_path_factory.mktemp("runs") / "whole")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("shared_data"):

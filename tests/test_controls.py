@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_training import carry_out
+from whole_runs import carry_out
 
 from zerosearch.cli.main import run as command
 from zerosearch.errors import UserError

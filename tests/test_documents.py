@@ -18,7 +18,7 @@ import pytest
 import tiny
 import torch
 import typer
-from test_training import SMALL
+from whole_runs import SMALL
 
 from zerosearch.cli.app import app
 from zerosearch.cli.main import run as command

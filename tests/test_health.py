@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_training import ONLY_RL, arguments, bits, carry_out, interrupt, rows
+from whole_runs import ONLY_RL, arguments, bits, carry_out, interrupt, rows
 
 from zerosearch.agent.trajectory import Search, Segment, Trajectory
 from zerosearch.cli.main import run as command

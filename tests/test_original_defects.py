@@ -19,7 +19,7 @@ import tiny
 from safetensors.torch import load_file
 from test_episode import ANSWER, LAST, LONG_PAGE, PAGE, SEARCH, SETTINGS, Engine, Script, observations, play, turns
 from test_simulator import NO_HOPS, TWO_HOPS, Writer, search, simulator
-from test_training import ONLY_RL, bits, carry_out, rows
+from whole_runs import ONLY_RL, bits, carry_out, rows
 
 from zerosearch.agent.episode import Agent
 from zerosearch.agent.protocol import TagProtocol

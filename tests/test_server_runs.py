@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training import ONLY_RL, arguments, results, rows, trajectories
+from whole_runs import ONLY_RL, arguments, results, rows, trajectories
 
 from zerosearch.cli.main import run as command
 from zerosearch.simulation.template import load_template

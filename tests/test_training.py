@@ -1,29 +1,21 @@
 """Whole runs, end to end, with a model of two layers: every file, no real search in training, resume, trouble."""
 
 import io
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from whole_runs import ONLY_RL, arguments, bits, carry_out, interrupt, results, rows, trajectories
 
 from zerosearch.cli.main import run as command
 from zerosearch.data import Document
 from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.world import build_world
-from zerosearch.errors import RunError, UserError
-from zerosearch.report.metrics_log import MetricsLog
+from zerosearch.errors import RunError
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
@@ -31,84 +23,10 @@ from zerosearch.training import checkpoint, stages
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.run import Run
-from zerosearch.training.stages import train
 
-SMALL = [
-    "data.test_limit=4",
-    "simulation.tuning.pages=4",
-    "simulation.max_tokens=24",
-    "simulation.noise.start=0.2",
-    "simulation.noise.end=0.8",
-    "warm_start.demonstrations=4",
-    "agent.max_turns=2",
-    "agent.max_tokens_per_turn=16",
-    "agent.max_length=1000",
-    "agent.max_observation_tokens=64",
-    "training.steps=3",
-    "training.questions_per_step=2",
-    "algorithm.mini_batches=1",
-    "training.samples_per_question=3",
-    "training.save_every=1",
-    "training.threads=1",
-    "training.deterministic=true",
-    "training.learning_rate=1e-3",
-    "evaluation.batch=4",
-    "model.dtype=float32",
-]
 pytestmark = pytest.mark.usefixtures("lively")
 
-ONLY_RL = ["evaluation.untrained=false", "warm_start.enabled=false", "simulation.tuning.enabled=false"]
-
-
-def arguments(model: Path, output: Path, *overrides: str) -> list[str]:
-    return [*SMALL, f"model.name={model}", f"simulation.model={model}", f"output={output}", *overrides]
-
-
-def carry_out(model: Path, output: Path, *overrides: str) -> Path:
-    train(load_recipe("world", arguments(model, output, *overrides)))
-    return output
-
-
-def bits(run: Path) -> dict[str, bytes]:
-    last = checkpoints(run / "checkpoints")[-1]
-    return {
-        f"{path.relative_to(last)} {name}": value.numpy().tobytes()
-        for path in sorted(last.rglob("*.safetensors"))
-        for name, value in load_file(path).items()
-    }
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    """The metrics without what the clock says."""
-    timed = ("time", "seconds", "per_second")
-    return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in lines(run / "metrics.jsonl")]
-
-
-def trajectories(run: Path, name: str = "reinforcement") -> list[dict[str, Any]]:
-    found = lines(run / "trajectories" / f"{name}.jsonl")
-    for row in found:
-        for search in row["searches"]:
-            del search["seconds"]
-    return found
-
-
-def results(run: Path) -> dict[str, Any]:
-    return json.loads((run / "results.json").read_text())
-
-
 # Every kind of search
-
-
-@pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run of every stage."""
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.act_by_chance(patch.setattr)
-        return carry_out(model, tmp_path_factory.mktemp("runs") / "whole")
 
 
 def test_a_run_leaves_everything_that_it_found(whole: Path) -> None:
@@ -235,173 +153,6 @@ def test_a_run_meets_an_index_of_ones_own(model: Path, tmp_path: Path) -> None:
         assert any("Cobblestone" in s["text"] for t in trajectories(run, stage) for s in t["segments"])
 
 
-# Going on
-
-
-def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(
-    model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C in every stage: each process gets as far as five updates of the display."""
-    shown = LineDisplay.update
-    left = 0
-
-    def impatient(self: LineDisplay, *given: Any, **figures: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        shown(self, *given, **figures)
-
-    monkeypatch.setattr(LineDisplay, "update", impatient)
-    interrupted = 0
-    for _ in range(20):
-        left = 5
-        try:
-            carry_out(model, tmp_path / "run", "resume=true")
-            break
-        except KeyboardInterrupt:
-            interrupted += 1
-    assert interrupted >= 3
-    run = tmp_path / "run"
-    assert bits(run) == bits(whole)
-    assert rows(run) == rows(whole)
-    assert trajectories(run) == trajectories(whole)
-    for name, system in results(run)["systems"].items():
-        assert system["all"] == results(whole)["systems"][name]["all"]
-    measured = results(run)["measurements"]
-    assert measured["real_searches_in_training"] == 0 and measured["reinforcement_seconds"] > 0
-
-
-def test_a_broken_run_of_ppo_goes_on_with_its_critic_and_its_coefficient(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = [*ONLY_RL, "search.type=bm25", "algorithm.type=ppo", "algorithm.kl_coefficient=0.1"]
-    given += ["algorithm.kl_target=0.001", "algorithm.kl_horizon=60", "algorithm.critic.warmup_steps=1"]
-    expected = carry_out(model, tmp_path / "unbroken", *given)
-    assert any(name.startswith("critic/") for name in bits(expected))
-    coefficients = [row["kl_coefficient"] for row in rows(expected) if row["stage"] == "reinforcement"]
-    assert len(set(coefficients)) == 3
-
-    def impatient(self: LineDisplay, done: int, **figures: Any) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(LineDisplay, "update", impatient)
-        carry_out(model, tmp_path / "run", *given)
-    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-000001"
-    run = carry_out(model, tmp_path / "run", "resume=true", *given)
-    assert bits(run) == bits(expected) and rows(run) == rows(expected)
-
-
-def test_adapters_go_on_with_the_same_bits_and_leave_a_whole_model(model: Path, tmp_path: Path) -> None:
-    unbroken = carry_out(model, tmp_path / "unbroken", "lora.rank=4", *ONLY_RL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LineDisplay, "update", stop_after(2))
-        with pytest.raises(KeyboardInterrupt):
-            carry_out(model, tmp_path / "run", "lora.rank=4", *ONLY_RL)
-    run = carry_out(model, tmp_path / "run", "lora.rank=4", "resume=true", *ONLY_RL)
-    assert bits(run) == bits(unbroken) and rows(run) == rows(unbroken)
-    assert not any("lora" in name for name in load_file(checkpoints(run / "checkpoints")[-1] / "model.safetensors"))
-
-
-def stop_after(updates: int) -> Callable[..., None]:
-    left = iter(range(updates))
-
-    def update(self: LineDisplay, *given: Any, **figures: Any) -> None:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-
-    return update
-
-
-def start(model: Path, output: Path, *overrides: str) -> "subprocess.Popen[str]":
-    """The command line in a process of its own, with the same random policy."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tiny; tiny.act_by_chance(); "
-        "from zerosearch.cli.main import run; run()"
-    )
-    given = [sys.executable, "-c", code, "train", "world", *arguments(model, output, *overrides)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def wait_for_steps(process: "subprocess.Popen[str]", run: Path, steps: int) -> None:
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit and process.poll() is None:
-        path = run / "metrics.jsonl"
-        if path.exists() and path.read_text().count('"reinforcement"') >= steps:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no step {steps}: {process.communicate(timeout=10)}")
-
-
-def test_ctrl_c_and_a_kill_lose_nothing(model: Path, tmp_path: Path) -> None:
-    long = [*ONLY_RL, "training.steps=7", "training.save_every=2", "data.test_limit=1"]
-    expected = carry_out(model, tmp_path / "unbroken", *long)
-    run = tmp_path / "run"
-
-    first = start(model, run, *long)
-    wait_for_steps(first, run, 2)
-    first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=60)
-    assert first.returncode == 130, errors
-    last_line = errors.strip().splitlines()[-1]
-    assert last_line.startswith("interrupted; resume with: zerosearch train world") and "resume=true" in last_line
-    assert "Traceback" not in errors
-
-    second = start(model, run, "resume=true", *long)
-    wait_for_steps(second, run, 4)
-    second.kill()
-    second.communicate(timeout=60)
-    assert len(rows(run)) < 7 and "after RL" not in (results(run) if (run / "results.json").exists() else {})
-
-    carry_out(model, run, "resume=true", *long)
-    assert bits(run) == bits(expected)
-    assert rows(run) == rows(expected)
-    assert trajectories(run) == trajectories(expected)
-
-
-def test_a_finished_run_is_neither_overwritten_nor_run_again(
-    model: Path, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")}
-    with pytest.raises(UserError, match="already holds a run"):
-        carry_out(model, whole)
-    capsys.readouterr()
-    carry_out(model, whole, "resume=true", "report.examples=1")
-    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("real-search F1 = ")
-    assert {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")} == before
-
-
-def test_a_run_of_an_older_version_that_did_not_count_goes_on_and_says_that_it_is_unknown(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = MetricsLog.append
-
-    def older(self: MetricsLog, stage: str, step: int, figures: dict[str, Any]) -> None:
-        if step == 2:
-            raise KeyboardInterrupt
-        written(self, stage, step, {name: value for name, value in figures.items() if name != "real_searches"})
-
-    few = [*ONLY_RL, "training.steps=2", "data.test_limit=1"]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MetricsLog, "append", older)
-        carry_out(model, tmp_path / "run", *few)
-    run = carry_out(model, tmp_path / "run", "resume=true", *few)
-    assert ["real_searches" in row for row in rows(run)] == [False, True]
-    assert results(run)["measurements"]["real_searches_in_training"] is None
-
-
-@pytest.mark.parametrize(
-    ("override", "section"),
-    [("training.steps=9", "training"), ("seed=1", "seed"), ("simulation.noise.end=0.1", "simulation")],
-)
-def test_a_run_goes_on_with_its_own_settings_only(model: Path, whole: Path, override: str, section: str) -> None:
-    with pytest.raises(UserError, match=f"holds a run whose '{section}' differs"):
-        carry_out(model, whole, "resume=true", override)
-
-
 # Trouble
 
 
@@ -447,10 +198,6 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence_and_the_older_one_serves(
     assert f"delete the folder {newest}" in said and older.name in said
     shutil.rmtree(newest)
     assert bits(carry_out(model, tmp_path / "run", "resume=true", *given)) == bits(whole)
-
-
-def interrupt(run: Run, system: str) -> None:
-    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

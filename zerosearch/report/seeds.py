@@ -18,7 +18,7 @@ def mean_of_runs(folders: Sequence[RunFolder]) -> Results:
     mean = Results()
     for system in _shared_systems(folders):
         try:
-            mean = mean.with_system(system, summarize_seeds(_scored(folders, system), {"runs": len(folders)}))
+            mean = mean.with_system(system, summarize_seeds(scored(folders, system), {"runs": len(folders)}))
         except ValueError as error:
             raise UserError(f"the runs cannot be averaged ({error}): give runs of one recipe") from error
     return mean
@@ -29,8 +29,8 @@ def gains_of_runs(folders: Sequence[RunFolder]) -> dict[str, Gains]:
     systems = _shared_systems(folders)
     if TRAINED not in systems:
         return {}
-    trained = _scored(folders, TRAINED)
-    return {system: gains(trained, _scored(folders, system)) for system in systems if system != TRAINED}
+    trained = scored(folders, TRAINED)
+    return {system: gains(trained, scored(folders, system)) for system in systems if system != TRAINED}
 
 
 def _shared_systems(folders: Sequence[RunFolder]) -> list[str]:
@@ -38,7 +38,8 @@ def _shared_systems(folders: Sequence[RunFolder]) -> list[str]:
     return [system for system in first if all(system in other for other in others)]
 
 
-def _scored(folders: Sequence[RunFolder], system: str) -> list[list[Scored]]:
+def scored(folders: Sequence[RunFolder], system: str) -> list[list[Scored]]:
+    """Return what each run's questions earned a system."""
     return [
         [score_trajectory(Trajectory.from_json(row)) for row in folder.read_trajectories(system)] for folder in folders
     ]

@@ -1,0 +1,152 @@
+"""Each algorithm on the embedded world with the real engine in the loop: does it raise the reward, and how far?
+
+`python benchmarks/learning.py` trains every algorithm from the same warm start with the same questions and as many
+steps, then the two with the highest F1 from two more warm starts. It writes curves.png and table.md, and goes on where
+it was broken off. It takes about two hours on 2 cores.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from zerosearch.evaluation.results import TRAINED, Gains, Scores, gains
+from zerosearch.report.plots import BLUE, DOTS_PER_INCH, STYLE, smoothed
+from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.seeds import mean_of_runs, scored
+from zerosearch.training.trainer import STAGE
+
+RECIPE = "world-bm25"
+NO_MORE = ["evaluation.untrained=false", "evaluation.warm_start=false"]
+ALGORITHMS: dict[str, list[str]] = {
+    "reinforce": ["algorithm.type=reinforce"],
+    "reinforce, group baseline": ["algorithm.type=reinforce", "algorithm.baseline=group"],
+    "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus"],
+    "reinforce_plus_plus_baseline": ["algorithm.type=reinforce_plus_plus_baseline"],
+    "rloo": ["algorithm.type=rloo"],
+    "grpo": ["algorithm.type=grpo"],
+    "dr_grpo": ["algorithm.type=dr_grpo"],
+    "gspo": ["algorithm.type=gspo"],
+    "ppo": ["algorithm.type=ppo", "algorithm.critic.warmup_steps=1"],
+}
+COLUMNS = ("algorithm", "seeds", "reward, first half", "second half", "F1 before", "F1 after", "gain", "minutes")
+WINDOW = 3
+"""Steps over which the drawn curves are smoothed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What came of one algorithm. rewards: of each step, the mean over the seeds, in [0, 1]. seconds: of one run."""
+
+    name: str
+    seeds: int
+    rewards: list[float]
+    before: Scores
+    after: Scores
+    gain: Gains
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
+    parser.add_argument("overrides", nargs="*", help="of the recipe, for all runs alike: training.steps=8")
+    given = parser.parse_args()
+    bench = Bench(given.out, given.overrides)
+    found = {name: bench.learned(name, [0]) for name in given.algorithms}
+    for name in sorted(found, key=lambda name: found[name].after.f1)[-2:]:
+        found[name] = bench.learned(name, [0, 1, 2])
+    table = table_of(list(found.values()))
+    (given.out / "table.md").write_text(table)
+    draw(list(found.values()), given.out / "curves.png")
+    print(table)
+
+
+class Bench:
+    """The runs of the benchmark, each in a folder of its own."""
+
+    def __init__(self, out: Path, overrides: Sequence[str]) -> None:
+        self._out, self._overrides = out, overrides
+
+    def learned(self, name: str, seeds: Sequence[int]) -> Learned:
+        """Train an algorithm from each seed's warm start, unless that is done."""
+        starts = [self._run(f"start-{seed}", seed, "training.steps=0") for seed in seeds]
+        runs = [
+            self._run(
+                f"{name.replace(', ', '-').replace(' ', '_')}-{seed}",
+                seed,
+                f"model.name={start.checkpoints / 'warm-start'}",
+                "warm_start.enabled=false",
+                *ALGORITHMS[name],
+                *self._overrides,
+            )
+            for seed, start in zip(seeds, starts, strict=True)
+        ]
+        rewards = [[row["reward"] for row in run.metrics.rows(STAGE)] for run in runs]
+        return Learned(
+            name,
+            len(seeds),
+            [fmean(step) for step in zip(*rewards, strict=True)],
+            mean_of_runs(starts).systems[TRAINED].all,
+            mean_of_runs(runs).systems[TRAINED].all,
+            gains(scored(runs, TRAINED), scored(starts, TRAINED)),
+            fmean(float(run.read_results().measurements["reinforcement_seconds"] or 0) for run in runs),
+        )
+
+    def _run(self, name: str, seed: int, *overrides: str) -> RunFolder:
+        """Train the recipe in a process of its own, unless that is done."""
+        folder = self._out / name
+        if not (folder / "examples.txt").exists():
+            given = [f"output={folder}", f"seed={seed}", "resume=true", "report.live=false", *NO_MORE, *overrides]
+            subprocess.run([sys.executable, "-m", "zerosearch", "train", RECIPE, *given], check=True)
+        return RunFolder.open(folder)
+
+
+def table_of(learned: Sequence[Learned]) -> str:
+    """A table in Markdown; F1 with its standard errors over questions, the gain paired by question."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for each in sorted(learned, key=lambda each: -each.after.f1):
+        half = len(each.rewards) // 2
+        cells = [
+            each.name,
+            str(each.seeds),
+            f"{fmean(each.rewards[:half]):.3f}",
+            f"{fmean(each.rewards[half:]):.3f}",
+            str(each.before.f1_estimate),
+            str(each.after.f1_estimate),
+            str(each.gain["all"]),
+            f"{each.seconds / 60:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(learned: Sequence[Learned], path: Path) -> None:
+    """Draw the smoothed reward over the steps, a panel for each algorithm, the others faint behind it."""
+    columns = 3
+    rows = -(-len(learned) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 1.2 + 1.9 * rows), dpi=DOTS_PER_INCH, layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for panel, each in zip(panels, learned, strict=False):
+            for other in learned:
+                steps = range(1, len(other.rewards) + 1)
+                panel.plot(steps, smoothed(other.rewards, WINDOW), color="#dddddd", linewidth=1)
+            steps = range(1, len(each.rewards) + 1)
+            panel.plot(steps, each.rewards, "o", color=BLUE, alpha=0.35, markersize=3.5, markeredgewidth=0)
+            panel.plot(steps, smoothed(each.rewards, WINDOW), color=BLUE, linewidth=2)
+            panel.set_title(each.name, fontsize=9.5)
+        figure.supxlabel("training step", fontsize=10)
+        figure.supylabel("reward", fontsize=10)
+        figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
