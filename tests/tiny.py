@@ -1,7 +1,6 @@
 """Small random models and tokenizers, made on the spot."""
 
 import json
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -65,16 +64,14 @@ def tokenizer(family: str = "bytes") -> PreTrainedTokenizerFast:
 
 @lru_cache
 def embedded_tokenizer() -> PreTrainedTokenizerBase:
-    """The embedded model's own tokenizer where it is on this machine already; nothing is fetched for a test."""
-    from transformers import AutoTokenizer
+    """The embedded model's own tokenizer; the model is fetched where it is not on this machine yet."""
+    from zerosearch.errors import RunError, UserError
+    from zerosearch.inference.models import load_tokenizer
 
-    from zerosearch.inference.embedded import cache_folder
-
-    own = os.environ.get("ZEROSEARCH_MODEL")
-    places = [Path(own)] if own else sorted(cache_folder().glob("SmolLM2*/"))
-    if not any((place / "tokenizer.json").is_file() for place in places):
-        pytest.skip("the embedded model is not on this machine (see ZEROSEARCH_MODEL)")
-    return AutoTokenizer.from_pretrained(places[0])
+    try:
+        return load_tokenizer("embedded")
+    except (RunError, UserError) as error:
+        pytest.skip(f"the embedded model cannot be had: {error}")
 
 
 def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0) -> PreTrainedModel:

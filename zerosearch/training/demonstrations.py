@@ -72,13 +72,13 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
             turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", next_page))
             known, wish = "", f"That does not tell it. {wish}"
         turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", page))
-        known = _fact(question, hop)
+        known = _fact(question, path, index)
     return [*turns, _conclusion(question, known)]
 
 
 def recall(question: Question) -> list[Turn]:
     """Return the one turn that answers from memory, hop by hop: for a policy that has no engine."""
-    return [_conclusion(question, "".join(_fact(question, hop) for hop in _path(question)))]
+    return [_conclusion(question, "".join(_fact(question, _path(question), index) for index in range(len(_path(question)))))]
 
 
 def _path(question: Question) -> list[Hop]:
@@ -87,12 +87,16 @@ def _path(question: Question) -> list[Hop]:
     return [hops[0], hops[-1]] if question.kind == "comparison" else hops
 
 
-def _fact(question: Question, hop: Hop) -> str:
-    """What was found, and whether a comparison's first candidate is not the one that is meant."""
+def _fact(question: Question, path: Sequence[Hop], index: int) -> str:
+    """What was found, and what the next fact is about, of a comparison the candidate that is meant."""
+    hop = path[index]
     found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}"
-    if question.kind == "comparison" and hop is question.hops[0] and question.hops[-1].subject != hop.subject:
+    if index + 1 == len(path):
+        return f"{found}. "
+    following = path[index + 1].subject
+    if question.kind == "comparison" and following != hop.subject:
         found += f", not {question.hops[1].answers[0]}"
-    return f"{found}. "
+    return f"{found}, so it is {following}. "
 
 
 def _conclusion(question: Question, known: str) -> Turn:

@@ -58,8 +58,10 @@ def reinforce(run: Run, start: str) -> None:
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
         groups = asyncio.run(run_groups(agent, order, recipe, step))
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
+        release_memory()
         sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
         figures = learner.learn(groups, step)
+        release_memory()
         sampler.take_weights(policy)
         done = time.perf_counter()
         figures |= step_figures(groups) | _engine_figures(engine)
