@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.agent.trajectory import Trajectory
-from zerosearch.data import Document, Hop, Question
+from zerosearch.data import Document, Question
 from zerosearch.errors import UserError
 from zerosearch.inference.packed import Branch, Tree
 from zerosearch.inference.sampler import Sample, SamplingRequest
@@ -58,13 +58,12 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
     """
     turns: list[Turn] = []
     known = ""
-    path = _path(question)
-    for index, hop in enumerate(path):
+    for index, hop in enumerate(question.hops):
         found = engine.rank(f"{hop.subject} {hop.relation}", 2 * k)
         page, next_page = tuple(found[:k]), tuple(found[k:])
         if not holds_answer(page, hop.answers):
             return None
-        wish = f"Fact {index + 1} of {len(path)}: the {hop.relation} of {hop.subject}."
+        wish = f"Fact {index + 1}: the {hop.relation} of {hop.subject}."
         query = f"<search> {hop.subject} {hop.relation} </search>"
         if index == in_vain:
             if holds_answer(next_page, hop.answers):
@@ -72,31 +71,23 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
             turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", next_page))
             known, wish = "", f"That does not tell it. {wish}"
         turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", page))
-        known = _fact(question, path, index)
+        known = _fact(question, index)
     return [*turns, _conclusion(question, known)]
 
 
 def recall(question: Question) -> list[Turn]:
     """Return the one turn that answers from memory, hop by hop: for a policy that has no engine."""
-    return [_conclusion(question, "".join(_fact(question, _path(question), index) for index in range(len(_path(question)))))]
+    return [_conclusion(question, "".join(_fact(question, index) for index in range(len(question.hops))))]
 
 
-def _path(question: Question) -> list[Hop]:
-    """The facts that are looked up: of a comparison the first candidate's, which tells which of both is meant."""
-    hops = list(question.hops)
-    return [hops[0], hops[-1]] if question.kind == "comparison" else hops
-
-
-def _fact(question: Question, path: Sequence[Hop], index: int) -> str:
-    """What was found, and what the next fact is about, of a comparison the candidate that is meant."""
-    hop = path[index]
-    found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}"
-    if index + 1 == len(path):
-        return f"{found}. "
-    following = path[index + 1].subject
-    if question.kind == "comparison" and following != hop.subject:
-        found += f", not {question.hops[1].answers[0]}"
-    return f"{found}, so it is {following}. "
+def _fact(question: Question, index: int) -> str:
+    """What the hop at that index found, and after both candidates of a comparison, which of them is meant."""
+    hop = question.hops[index]
+    found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}. "
+    if question.kind == "comparison" and index == 1:
+        meant = next(each for each in question.hops if each.subject == question.hops[-1].subject)
+        found += f"The one with {meant.relation} {meant.answers[0]} is {meant.subject}. "
+    return found
 
 
 def _conclusion(question: Question, known: str) -> Turn:
@@ -112,7 +103,7 @@ async def demonstrate(
     seed: int,
     in_vain_share: float = 0.2,
 ) -> list[Trajectory]:
-    """Return `count` demonstrations, spread over the families of the questions in proportion to their hops.
+    """Return `count` demonstrations, spread over the families of the questions; each further hop doubles a family's share.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -123,7 +114,7 @@ async def demonstrate(
         if question.hops:
             families.setdefault(question.family, []).append(question)
     demonstrations: list[Trajectory] = []
-    turn_of_family = [group for _, group in sorted(families.items()) for _ in group[0].hops]
+    turn_of_family = [group for _, group in sorted(families.items()) for _ in range(2 ** (len(group[0].hops) - 1))]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
         for family in turn_of_family:
