@@ -71,35 +71,33 @@ def test_their_answers_are_right_and_shown_before() -> None:
         assert trajectory.searches[-1].answer_shown
 
 
-def looked_up(question: Question) -> list[Hop]:
-    """A comparison needs one candidate's property, and what is asked of the one that fits."""
-    return [question.hops[0], question.hops[-1]] if question.kind == "comparison" else list(question.hops)
-
-
 def test_each_fact_is_searched_and_some_in_vain() -> None:
-    extra = Counter(len(t.searches) - len(looked_up(t.question)) for t in demonstrations())
+    extra = Counter(len(t.searches) - len(t.question.hops) for t in demonstrations())
     assert set(extra) == {0, 1}
     assert 4 <= extra[1] <= 24, "about a fifth of them"
     for trajectory in demonstrations():
         seen = [segment.text for segment in trajectory.segments if segment.kind == "observation"]
-        for hop in looked_up(trajectory.question):
+        for hop in trajectory.question.hops:
             assert any(holds_answer([Document("", text)], hop.answers) for text in seen)
 
 
-def test_each_thought_tells_how_many_facts_are_needed() -> None:
+def test_thoughts_count_the_facts() -> None:
     for trajectory in demonstrations():
         first = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
-        count, hop = len(looked_up(trajectory.question)), trajectory.question.hops[0]
-        assert first.startswith(f"<think> Fact 1 of {count}: the {hop.relation} of {hop.subject}. </think>")
+        hop = trajectory.question.hops[0]
+        assert first.startswith(f"<think> Fact 1: the {hop.relation} of {hop.subject}. </think>")
 
 
-@pytest.mark.parametrize(("meant", "said"), [("A", "is Rome. "), ("B", "is Rome, not Oslo. ")])
-def test_a_comparison_says_whether_its_first_candidate_is_not_meant(meant: str, said: str) -> None:
-    hops = (Hop("A", "birthplace", ("Rome",)), Hop("B", "birthplace", ("Oslo",)), Hop(meant, "birth year", ("1900",)))
-    corpus = [Document("A", "birthplace Rome, birth year 1900"), Document("B", "birthplace Oslo, birth year 1900")]
+@pytest.mark.parametrize("meant", ["A", "B"])
+def test_a_comparison_looks_up_both_candidates_and_then_says_which_is_meant(meant: str) -> None:
+    cities = {"A": "Rome", "B": "Oslo"}
+    hops = (*(Hop(name, "birthplace", (city,)) for name, city in cities.items()), Hop(meant, "birth year", ("1900",)))
+    corpus = [Document(name, f"birthplace {city}, birth year 1900") for name, city in cities.items()]
     turns = script(Question("1", "?", ("1900",), "d", "comparison", hops=hops), BM25Engine(corpus), 2, None)
-    assert turns is not None and len(turns) == 3
-    assert f"The birthplace of A {said}Fact 2 of 2: the birth year of {meant}." in turns[1].text
+    assert turns is not None and len(turns) == 4
+    assert turns[1].text.startswith("<think> The birthplace of A is Rome. Fact 2: the birthplace of B. </think>")
+    said = f"The birthplace of B is Oslo. The one with birthplace {cities[meant]} is {meant}. Fact 3: the birth year of"
+    assert turns[2].text.startswith(f"<think> {said} {meant}. </think>")
 
 
 def test_every_family_is_shown() -> None:
@@ -157,7 +155,7 @@ def test_without_searches_the_facts_are_recalled_and_the_prompt_speaks_of_no_eng
     for trajectory in made:
         assert all("<search>" not in segment.text for segment in trajectory.segments)
         thought = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
-        assert all(hop.answers[0] in thought for hop in looked_up(trajectory.question))
+        assert all(hop.answers[0] in thought for hop in trajectory.question.hops)
         assert trajectory.answer == trajectory.question.golden_answers[0]
 
 

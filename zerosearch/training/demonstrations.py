@@ -24,6 +24,10 @@ from zerosearch.simulation.quality import holds_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SHARES = {"one_hop": 1, "two_hop": 2, "comparison": 11}
+"""Demonstrations of a family by its kind. A small model needs that many to tell which of two candidates fits; fewer
+leave it guessing, and guessing earns half of the reward already."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -103,7 +107,7 @@ async def demonstrate(
     seed: int,
     in_vain_share: float = 0.2,
 ) -> list[Trajectory]:
-    """Return `count` demonstrations, spread over the families of the questions; each further hop doubles a family's share.
+    """Return `count` demonstrations, spread over the families of the questions by `SHARES`.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -114,7 +118,7 @@ async def demonstrate(
         if question.hops:
             families.setdefault(question.family, []).append(question)
     demonstrations: list[Trajectory] = []
-    turn_of_family = [group for _, group in sorted(families.items()) for _ in range(2 ** (len(group[0].hops) - 1))]
+    turn_of_family = [group for _, group in sorted(families.items()) for _ in range(SHARES.get(group[0].kind, 1))]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
         for family in turn_of_family:
