@@ -81,11 +81,12 @@ def test_each_fact_is_searched_and_some_in_vain() -> None:
             assert any(holds_answer([Document("", text)], hop.answers) for text in seen)
 
 
-def test_thoughts_count_the_facts() -> None:
+def test_thoughts_count_facts_or_candidates() -> None:
     for trajectory in demonstrations():
         first = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
         hop = trajectory.question.hops[0]
-        assert first.startswith(f"<think> Fact 1: the {hop.relation} of {hop.subject}. </think>")
+        place = "Candidate" if trajectory.question.kind == "comparison" else "Fact"
+        assert first.startswith(f"<think> {place} 1: the {hop.relation} of {hop.subject}. </think>")
 
 
 @pytest.mark.parametrize("meant", ["A", "B"])
@@ -95,8 +96,8 @@ def test_a_comparison_looks_up_both_candidates_and_then_says_which_is_meant(mean
     corpus = [Document(name, f"birthplace {city}, birth year 1900") for name, city in cities.items()]
     turns = script(Question("1", "?", ("1900",), "d", "comparison", hops=hops), BM25Engine(corpus), 2, None)
     assert turns is not None and len(turns) == 4
-    assert turns[1].text.startswith("<think> The birthplace of A is Rome. Fact 2: the birthplace of B. </think>")
-    said = f"The birthplace of B is Oslo. The one with birthplace {cities[meant]} is {meant}. Fact 3: the birth year of"
+    assert turns[1].text.startswith("<think> The birthplace of A is Rome. Candidate 2: the birthplace of B. </think>")
+    said = f"The birthplace of B is Oslo. The one with birthplace {cities[meant]} is {meant}. Fact 1: the birth year of"
     assert turns[2].text.startswith(f"<think> {said} {meant}. </think>")
 
 

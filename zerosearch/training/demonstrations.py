@@ -67,7 +67,7 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
         page, next_page = tuple(found[:k]), tuple(found[k:])
         if not holds_answer(page, hop.answers):
             return None
-        wish = f"Fact {index + 1}: the {hop.relation} of {hop.subject}."
+        wish = f"{_place(question, index)}: the {hop.relation} of {hop.subject}."
         query = f"<search> {hop.subject} {hop.relation} </search>"
         if index == in_vain:
             if holds_answer(next_page, hop.answers):
@@ -82,6 +82,13 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
 def recall(question: Question) -> list[Turn]:
     """Return the one turn that answers from memory, hop by hop: for a policy that has no engine."""
     return [_conclusion(question, "".join(_fact(question, index) for index in range(len(question.hops))))]
+
+
+def _place(question: Question, index: int) -> str:
+    """Facts are counted; of a comparison, first the candidates are."""
+    if question.kind != "comparison":
+        return f"Fact {index + 1}"
+    return f"Candidate {index + 1}" if index < 2 else "Fact 1"
 
 
 def _fact(question: Question, index: int) -> str:
