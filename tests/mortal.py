@@ -49,11 +49,11 @@ def be_mortal(place: str, calls: int, delay: float) -> None:
     def mortal(*given: Any, **named: Any) -> Any:
         nonlocal left
         left -= 1
-        if left == 0 and place == "half a line":
-            write_half_a_line(*given)
         if left == 0:
             sys.stdout.write(f"dying while {place}\n")
             sys.stdout.flush()
+            if place == "half a line":
+                write_half_a_line(*given)
             threading.Timer(delay, die).start() if delay else die()
         return function(*given, **named)
 
