@@ -74,7 +74,7 @@ def test_their_answers_are_right_and_shown_before() -> None:
 def test_each_fact_is_searched_and_some_in_vain() -> None:
     extra = Counter(len(t.searches) - len(t.question.hops) for t in demonstrations())
     assert set(extra) == {0, 1}
-    assert 4 <= extra[1] <= 24, "about a fifth of them"
+    assert 2 <= extra[1] <= 24, "about a fifth of those that have a search to spare, which comparisons have not"
     for trajectory in demonstrations():
         seen = [segment.text for segment in trajectory.segments if segment.kind == "observation"]
         for hop in trajectory.question.hops:

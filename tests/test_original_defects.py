@@ -54,7 +54,7 @@ FULL = ["training.micro_batch_tokens=4096", "training.max_grad_norm=1e9", "train
 
 
 def recipe(*overrides: str) -> Recipe:
-    return load_recipe("world", [*FULL, "algorithm.mini_batches=1", *overrides])
+    return load_recipe("world", [*FULL, "algorithm.type=grpo", "algorithm.mini_batches=1", *overrides])
 
 
 # D2

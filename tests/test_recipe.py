@@ -144,13 +144,16 @@ def test_an_unknown_key_in_a_file_is_named_too(tmp_path: Path) -> None:
         (["training.learning_rate=inf"], ["training.learning_rate is inf", "finite"]),
         (["training.learning_rate=0"], ["training.learning_rate is 0", "above 0"]),
         (["algorithm.clip_low=1"], ["algorithm.clip_low is 1", "below 1"]),
-        (["training.samples_per_question=1"], ["training.samples_per_question is 1", "GRPO", "2 or more"]),
+        (
+            ["algorithm.type=grpo", "training.samples_per_question=1"],
+            ["training.samples_per_question is 1", "GRPO", "2 or more"],
+        ),
         (
             ["algorithm.type=reinforce", "algorithm.baseline=group", "training.samples_per_question=1"],
             ["training.samples_per_question is 1", "algorithm.baseline"],
         ),
         (["algorithm.type=rloo", "training.samples_per_question=1"], ["training.samples_per_question is 1", "RLOO"]),
-        (["algorithm.baseline=batch"], ["algorithm.baseline", "reinforce"]),
+        (["algorithm.type=grpo", "algorithm.baseline=batch"], ["algorithm.baseline", "reinforce"]),
         (["algorithm.type=ppo", "algorithm.baseline=group"], ["algorithm.baseline", "PPO brings its own"]),
         (["algorithm.type=trpo"], ['algorithm.type is "trpo"', '"gspo"']),
         (["algorithm.dual_clip=0.5"], ["algorithm.dual_clip is 0.5", "ratios above 1"]),

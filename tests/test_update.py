@@ -32,7 +32,7 @@ REWARDS = st.lists(
 
 
 def recipe(*overrides: str) -> Recipe:
-    plain = ["training.max_grad_norm=1e9", "training.temperature=1", "algorithm.mini_batches=1"]
+    plain = ["algorithm.type=grpo", "training.max_grad_norm=1e9", "training.temperature=1", "algorithm.mini_batches=1"]
     return load_recipe("world", [*plain, *overrides])
 
 
