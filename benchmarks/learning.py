@@ -70,7 +70,7 @@ def main() -> None:
 
 
 class Bench:
-    """The runs of the benchmark, each in a folder of its own."""
+    """The runs of the benchmark, each in a folder of its own; the overrides are for all."""
 
     def __init__(self, out: Path, overrides: Sequence[str]) -> None:
         self._out, self._overrides = out, overrides
@@ -85,7 +85,6 @@ class Bench:
                 f"model.name={start.checkpoints / 'warm-start'}",
                 "warm_start.enabled=false",
                 *ALGORITHMS[name],
-                *self._overrides,
             )
             for seed, start in zip(seeds, starts, strict=True)
         ]
@@ -104,7 +103,8 @@ class Bench:
         """Train the recipe in a process of its own, unless that is done."""
         folder = self._out / name
         if not (folder / "examples.txt").exists():
-            given = [f"output={folder}", f"seed={seed}", "resume=true", "report.live=false", *NO_MORE, *overrides]
+            given = [f"output={folder}", f"seed={seed}", "resume=true", "report.live=false", *NO_MORE]
+            given += [*self._overrides, *overrides]
             subprocess.run([sys.executable, "-m", "zerosearch", "train", RECIPE, *given], check=True)
         return RunFolder.open(folder)
 
