@@ -101,6 +101,19 @@ def test_a_comparison_looks_up_both_candidates_and_then_says_which_is_meant(mean
     assert turns[2].text.startswith(f"<think> {said} {meant}. </think>")
 
 
+def test_another_comparison_is_told_fact_by_fact() -> None:
+    hops = (Hop("A", "birthplace", ("Rome",)), Hop("B", "birthplace", ("Oslo",)))
+    turns = script(
+        Question("1", "?", ("no",), "d", "comparison", hops=hops),
+        BM25Engine([Document("A", "birthplace Rome"), Document("B", "birthplace Oslo")]),
+        2,
+        None,
+    )
+    assert turns is not None
+    assert turns[1].text.startswith("<think> The birthplace of A is Rome. Fact 2: the birthplace of B. </think>")
+    assert turns[2].text == "<think> The birthplace of B is Oslo. </think>\n<answer> no </answer>"
+
+
 def test_every_family_is_shown() -> None:
     shown = {trajectory.question.family for trajectory in demonstrations()}
     assert shown == {question.family for question in build_world().train}

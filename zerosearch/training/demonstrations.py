@@ -86,16 +86,21 @@ def recall(question: Question) -> list[Turn]:
 
 def _place(question: Question, index: int) -> str:
     """Facts are counted; of a comparison, first the candidates are."""
-    if question.kind != "comparison":
+    if not _compares(question):
         return f"Fact {index + 1}"
     return f"Candidate {index + 1}" if index < 2 else "Fact 1"
+
+
+def _compares(question: Question) -> bool:
+    """Whether the hops are a property of each of two candidates and a fact of the one that is meant."""
+    return question.kind == "comparison" and len(question.hops) == 3
 
 
 def _fact(question: Question, index: int) -> str:
     """What the hop at that index found, and after both candidates of a comparison, which of them is meant."""
     hop = question.hops[index]
     found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}. "
-    if question.kind == "comparison" and index == 1:
+    if _compares(question) and index == 1:
         meant = next(each for each in question.hops if each.subject == question.hops[-1].subject)
         found += f"The one with {meant.relation} {meant.answers[0]} is {meant.subject}. "
     return found
