@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 import tiny
+from episodes import ANSWER, LAST, LONG_PAGE, PAGE, SEARCH, SETTINGS, Engine, Script, observations, play, turns
 from safetensors.torch import load_file
-from test_episode import ANSWER, LAST, LONG_PAGE, PAGE, SEARCH, SETTINGS, Engine, Script, observations, play, turns
 from test_simulator import NO_HOPS, TWO_HOPS, Writer, search, simulator
 from whole_runs import ONLY_RL, bits, carry_out, rows
 

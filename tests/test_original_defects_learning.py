@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_episode import ANSWER, SEARCH, SETTINGS, Engine, Script, play, turns
+from episodes import ANSWER, SEARCH, SETTINGS, Engine, Script, play, turns
 from transformers import PreTrainedModel
 
 from zerosearch.agent.episode import Agent

@@ -7,9 +7,9 @@ from functools import lru_cache
 import pytest
 import tiny
 import torch
+from episodes import ANSWER, QUESTION, SEARCH, SETTINGS, Engine, Script, play, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_episode import ANSWER, QUESTION, SEARCH, SETTINGS, Engine, Script, play, turns
 from transformers import PreTrainedTokenizerBase
 
 from zerosearch.agent.episode import Agent
