@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,33 +17,27 @@ from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
 from zerosearch.inference.local import Lane, LocalSampler
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
-from zerosearch.inference.sampled_chat import SampledChat
-from zerosearch.inference.tokens import encode_chat
 from zerosearch.report.panel import Display
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import Noise, SearchEngine
-from zerosearch.simulation.schedule import (
-    AdaptiveNoise,
-    ConstantNoise,
-    CurriculumNoise,
-    RandomNoise,
-    ReverseNoise,
-    Schedule,
-)
+from zerosearch.search.engine import SearchEngine
+from zerosearch.simulation.schedule import Schedule
 from zerosearch.simulation.simulator import Simulator
-from zerosearch.simulation.template import Template, load_template
+from zerosearch.simulation.template import Template
 from zerosearch.training.checkpoint import check_weights
+from zerosearch.training.engines import (
+    make_schedule,
+    make_simulator,
+    make_template,
+    sampled_chat,
+    served_chat,
+    simulation_model,
+)
 from zerosearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from zerosearch.inference.chat import ChatModel
-
-SIMULATOR_ROOM = 192
-"""Tokens that the question and its answer may have in the prompt of a simulator in this process."""
 
 
 @dataclass
@@ -129,7 +123,7 @@ class Run:
 
     @cached_property
     def template(self) -> Template:
-        return load_template(self.recipe.simulation.template or self.recipe.simulation.mode)
+        return make_template(self.recipe)
 
     def settings(self, training: bool) -> EpisodeSettings:
         recipe = self.recipe
@@ -151,51 +145,12 @@ class Run:
         return Agent(sampler, self.tokenizer, engine, settings, TagProtocol(searches=engine is not None))
 
     def schedule(self, rewards: Sequence[float]) -> Schedule:
-        """The recipe's noise. rewards: the mean reward of each step so far, which may grow; adaptive noise reads it."""
-        noise, steps = self.recipe.simulation.noise, self.recipe.training.steps
-        match noise.schedule:
-            case "exponential":
-                return CurriculumNoise(noise.start, noise.end, steps, noise.base)
-            case "linear":
-                return CurriculumNoise(noise.start, noise.end, steps, base=1.0)
-            case "constant":
-                return ConstantNoise(noise.start)
-            case "random":
-                return RandomNoise(noise.start, noise.end, self.recipe.seed)
-            case "reverse":
-                return ReverseNoise(noise.start, noise.end, steps, noise.base)
-            case "adaptive":
-                return AdaptiveNoise(noise.start, noise.end, noise.target, noise.max_change, rewards)
+        return make_schedule(self.recipe, rewards)
 
     def simulator(self, schedule: Schedule) -> Simulator:
         """The simulated engine."""
-        simulation = self.recipe.simulation
-        return Simulator(
-            self._simulation_chat(),
-            self.template,
-            schedule,
-            seed=self.recipe.seed,
-            max_tokens=simulation.max_tokens,
-            temperature=simulation.temperature,
-        )
-
-    def _simulation_chat(self) -> "ChatModel":
-        simulation = self.recipe.simulation
-        if simulation.url:
-            from zerosearch.inference.openai import OpenAIChat
-
-            return OpenAIChat(
-                simulation.url,
-                simulation.model,
-                timeout=simulation.timeout,
-                max_retries=simulation.retries,
-                max_concurrency=simulation.concurrency,
-            )
-        tuned = self.folder.checkpoints / "simulator"
-        name = str(tuned) if simulation.tuning.enabled else simulation.model
-        tokenizer = load_tokenizer(name)
-        frames = [self.template.render("", "", "?", noise, self.recipe.search.k) for noise in get_args(Noise)]
-        frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
-        length = frame + SIMULATOR_ROOM + self.recipe.agent.max_tokens_per_turn + simulation.max_tokens
-        sampler = LocalSampler(self._load(name), tokenizer, simulation.concurrency, length, self.lane, self.dtype)
-        return SampledChat(sampler, tokenizer, "simulator")
+        recipe = self.recipe
+        if recipe.simulation.url:
+            return make_simulator(recipe, served_chat(recipe), schedule)
+        name = simulation_model(recipe, self.folder.checkpoints)
+        return make_simulator(recipe, sampled_chat(recipe, name, self._load, self.lane, self.dtype), schedule)

@@ -1,0 +1,100 @@
+"""The search engines that a recipe names, made without torch where no model runs in this process."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from zerosearch.search.engine import Noise
+from zerosearch.simulation.schedule import (
+    AdaptiveNoise,
+    ConstantNoise,
+    CurriculumNoise,
+    RandomNoise,
+    ReverseNoise,
+    Schedule,
+)
+from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.template import Template, load_template
+from zerosearch.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from zerosearch.inference.chat import ChatModel
+    from zerosearch.inference.local import Lane
+
+SIMULATOR_ROOM = 192
+"""Tokens that the question and its answer may have in the prompt of a simulator in this process."""
+
+
+def make_template(recipe: Recipe) -> Template:
+    return load_template(recipe.simulation.template or recipe.simulation.mode)
+
+
+def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
+    """The recipe's noise. rewards: the mean reward of each step so far, which may grow; adaptive noise reads it."""
+    noise, steps = recipe.simulation.noise, max(recipe.training.steps, 1)
+    match noise.schedule:
+        case "exponential":
+            return CurriculumNoise(noise.start, noise.end, steps, noise.base)
+        case "linear":
+            return CurriculumNoise(noise.start, noise.end, steps, base=1.0)
+        case "constant":
+            return ConstantNoise(noise.start)
+        case "random":
+            return RandomNoise(noise.start, noise.end, recipe.seed)
+        case "reverse":
+            return ReverseNoise(noise.start, noise.end, steps, noise.base)
+        case "adaptive":
+            return AdaptiveNoise(noise.start, noise.end, noise.target, noise.max_change, rewards)
+
+
+def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Simulator:
+    """The simulated engine, played by a chat model."""
+    simulation = recipe.simulation
+    return Simulator(
+        chat,
+        make_template(recipe),
+        schedule,
+        seed=recipe.seed,
+        max_tokens=simulation.max_tokens,
+        temperature=simulation.temperature,
+    )
+
+
+def served_chat(recipe: Recipe) -> "ChatModel":
+    """The recipe's simulation model, behind the servers of `simulation.url`."""
+    from zerosearch.inference.openai import OpenAIChat
+
+    simulation = recipe.simulation
+    return OpenAIChat(
+        simulation.url,
+        simulation.model,
+        timeout=simulation.timeout,
+        max_retries=simulation.retries,
+        max_concurrency=simulation.concurrency,
+    )
+
+
+def sampled_chat(
+    recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
+) -> "ChatModel":
+    """A simulation model in this process, by its name or folder, with room for the recipe's template."""
+    from zerosearch.inference.local import LocalSampler
+    from zerosearch.inference.models import load_tokenizer
+    from zerosearch.inference.sampled_chat import SampledChat
+    from zerosearch.inference.tokens import encode_chat
+
+    simulation, template = recipe.simulation, make_template(recipe)
+    tokenizer = load_tokenizer(name)
+    frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
+    frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
+    length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
+    sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
+    return SampledChat(sampler, tokenizer, "simulator")
+
+
+def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
+    """The name or folder of the simulation model in this process: the one that the run tuned, where it tunes one."""
+    return str(checkpoints / "simulator") if recipe.simulation.tuning.enabled else recipe.simulation.model
