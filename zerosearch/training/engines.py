@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from zerosearch.data import Question
 from zerosearch.search.engine import Noise
+from zerosearch.simulation.distractors import Distractors
+from zerosearch.simulation.noise import Dial
 from zerosearch.simulation.schedule import (
     AdaptiveNoise,
     ConstantNoise,
@@ -13,7 +16,8 @@ from zerosearch.simulation.schedule import (
     ReverseNoise,
     Schedule,
 )
-from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.simulator import Simulator, Writing
+from zerosearch.simulation.telling import Teller
 from zerosearch.simulation.template import Template, load_template
 from zerosearch.training.recipe import Recipe
 
@@ -50,16 +54,20 @@ def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
             return AdaptiveNoise(noise.start, noise.end, noise.target, noise.max_change, rewards)
 
 
-def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Simulator:
-    """The simulated engine, played by a chat model."""
-    simulation = recipe.simulation
+def make_simulator(
+    recipe: Recipe, chat: "ChatModel", schedule: Schedule, questions: Sequence[Question] = ()
+) -> Simulator:
+    """The simulated engine, played by a chat model. questions: what noise of a kind is made from."""
+    simulation, noise = recipe.simulation, recipe.simulation.noise
     return Simulator(
         chat,
         make_template(recipe),
         schedule,
         seed=recipe.seed,
-        max_tokens=simulation.max_tokens,
-        temperature=simulation.temperature,
+        writing=Writing(simulation.max_tokens, simulation.temperature, simulation.repair),
+        dial=Dial(noise.per, noise.share, noise.kinds.irrelevant, noise.kinds.near_miss, noise.kinds.contradicting),
+        teller=Teller(simulation.withhold, chat),
+        distractors=Distractors(questions),
     )
 
 

@@ -70,6 +70,17 @@ class Search(Section):
         return value
 
 
+class Kinds(Section):
+    """What noisy documents are like, by weight; all 0: whatever the simulator writes when told to write noisily."""
+
+    irrelevant: NonNegativeFloat = 0.0
+    """Documents that answer another question, about nothing that this one names."""
+    near_miss: NonNegativeFloat = 0.0
+    """Documents about what the question names, without the answer."""
+    contradicting: NonNegativeFloat = 0.0
+    """Documents that give a wrong answer of the same type, as if it were right."""
+
+
 class Noise(Section):
     """The share of noisy pages over training; exponential: start + (base^(i/m) - 1) / (base - 1) * (end - start)."""
 
@@ -85,6 +96,11 @@ class Noise(Section):
     """Mean reward of a step that `adaptive` aims at: more noise above it, less below."""
     max_change: Share = 0.02
     """By how much the noise of `adaptive` changes after a step at most."""
+    per: Literal["page", "document"] = "page"
+    """`page` (all documents of a page alike, as in the paper) or `document` (mixed pages, as real engines return)."""
+    share: Literal["sample", "group"] = "sample"
+    """Who meets the same noise at the same turn: each `sample` for itself, or all samples of a question (`group`)."""
+    kinds: Kinds = Kinds()
 
 
 class Tuning(Section):
@@ -123,6 +139,12 @@ class Simulation(Section):
     """Calls after a failed one, with growing pauses, before the search counts as failed."""
     concurrency: Positive = 32
     """Calls under way at once."""
+    withhold: Literal["hops", "judge", "never"] = "hops"
+    """For which queries the golden answer is kept from the model: those that are not about the last of the record's
+    `hops`; without hops, those that the model calls a step on the way (`judge`); or `never`, as in the paper."""
+    repair: Literal["none", "drop", "rewrite"] = "none"
+    """What happens to pages with leaks, refusals or copies: nothing, such documents are left out whole (`drop`), or
+    the page is written again, once, before that (`rewrite`; so is one that lacks documents or its answer)."""
     noise: Noise = Noise()
     tuning: Tuning = Tuning()
 

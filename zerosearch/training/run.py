@@ -151,6 +151,7 @@ class Run:
         """The simulated engine."""
         recipe = self.recipe
         if recipe.simulation.url:
-            return make_simulator(recipe, served_chat(recipe), schedule)
+            return make_simulator(recipe, served_chat(recipe), schedule, self.train_questions)
         name = simulation_model(recipe, self.folder.checkpoints)
-        return make_simulator(recipe, sampled_chat(recipe, name, self._load, self.lane, self.dtype), schedule)
+        chat = sampled_chat(recipe, name, self._load, self.lane, self.dtype)
+        return make_simulator(recipe, chat, schedule, self.train_questions)
