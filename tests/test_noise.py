@@ -243,7 +243,7 @@ def test_a_mixed_page_has_its_documents_at_their_places() -> None:
 
 
 def request(sample: int) -> SearchRequest:
-    return SearchRequest(QUERY, QUESTION, 3, sample)
+    return SearchRequest("silver anchor founder", QUESTION, 3, sample)
 
 
 def test_a_failure_of_one_call_fails_the_mixed_page() -> None:
