@@ -1,6 +1,6 @@
 """The search engines that a recipe names, made without torch where no model runs in this process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -23,7 +23,7 @@ from zerosearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from zerosearch.inference.chat import ChatModel
     from zerosearch.inference.local import Lane
@@ -33,7 +33,9 @@ SIMULATOR_ROOM = 192
 
 
 def make_template(recipe: Recipe) -> Template:
-    return load_template(recipe.simulation.template or recipe.simulation.mode)
+    """The template that the recipe names, or the built-in one of its mode; a policy that plays itself is instructed."""
+    mode = "sft" if recipe.simulation.mode == "sft" else "prompt"
+    return load_template(recipe.simulation.template or mode)
 
 
 def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
@@ -86,21 +88,29 @@ def served_chat(recipe: Recipe) -> "ChatModel":
 
 
 def sampled_chat(
-    recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
+    recipe: Recipe,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    lane: "Lane",
+    dtype: "torch.dtype",
 ) -> "ChatModel":
-    """A simulation model in this process, by its name or folder, with room for the recipe's template."""
+    """A simulation model in this process, with room for the recipe's template."""
     from zerosearch.inference.local import LocalSampler
-    from zerosearch.inference.models import load_tokenizer
     from zerosearch.inference.sampled_chat import SampledChat
+
+    length = prompt_length(recipe, tokenizer)
+    sampler = LocalSampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
+    return SampledChat(sampler, tokenizer, "simulator")
+
+
+def prompt_length(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens that a simulator's prompt and page may have together."""
     from zerosearch.inference.tokens import encode_chat
 
-    simulation, template = recipe.simulation, make_template(recipe)
-    tokenizer = load_tokenizer(name)
+    template = make_template(recipe)
     frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
     frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
-    length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
-    sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
-    return SampledChat(sampler, tokenizer, "simulator")
+    return frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + recipe.simulation.max_tokens
 
 
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:

@@ -121,8 +121,11 @@ class Tuning(Section):
 class Simulation(Section):
     """The simulator: the language model that plays the search engine."""
 
-    mode: Literal["prompt", "sft"] = "prompt"
-    """`prompt` (an instruction and a worked example) or `sft` (a model tuned to write pages)."""
+    mode: Literal["prompt", "sft", "self"] = "prompt"
+    """`prompt` (an instruction and a worked example), `sft` (a model tuned to write pages) or `self` (the policy
+    writes the pages that it reads, by instruction; `model` is then of no account)."""
+    frozen: bool = False
+    """In mode `self`: the policy as it was before reinforcement writes the pages, not as it is now."""
     model: str = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
     url: list[str] = []  # noqa: RUF012 (pydantic copies it)
@@ -164,6 +167,16 @@ class Simulation(Section):
             raise ValueError(
                 "simulation.model is empty and simulation.url names no server; set one of the two, "
                 'for instance simulation.model = "embedded"'
+            )
+        if self.mode == "self" and self.url:
+            raise ValueError(
+                'simulation.mode is "self", but simulation.url names a server; empty simulation.url, or set '
+                'simulation.mode = "prompt"'
+            )
+        if self.frozen and self.mode != "self":
+            raise ValueError(
+                f'simulation.frozen is true, but simulation.mode is "{self.mode}"; set simulation.mode = "self" or '
+                "simulation.frozen = false"
             )
         if self.tuning.enabled and self.url:
             raise ValueError(
@@ -311,6 +324,11 @@ class Recipe(Section):
     def policy_tokens(self) -> int:
         """Tokens that an episode's turns may hold together."""
         return (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn
+
+    @property
+    def policy_simulates(self) -> bool:
+        """Whether the policy as it is now writes the pages that it reads."""
+        return self.search.type == "simulated" and self.simulation.mode == "self" and not self.simulation.frozen
 
     @field_validator("trainer")
     @classmethod
