@@ -14,7 +14,8 @@ from fastapi.responses import JSONResponse
 
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
-from zerosearch.inference.openai import OpenAIChat, _retry_after
+from zerosearch.inference.openai import OpenAIChat
+from zerosearch.remote import retry_after
 
 REQUEST = ChatRequest(
     messages=[{"role": "system", "content": ""}, {"role": "user", "content": "hello"}],
@@ -83,7 +84,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("zerosearch.inference.openai._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("zerosearch.remote.FIRST_PAUSE", 0.01)
     with Server() as running:
         yield running
 
@@ -164,11 +165,11 @@ def test_the_server_says_when_to_come_again(server: Server) -> None:
 
 
 def test_retry_after_may_be_a_date_and_is_never_negative() -> None:
-    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert (_retry_after({"retry-after": "Wed, 21 Oct 2115 07:28:00 GMT"}) or 0) > 1e6
-    assert _retry_after({"retry-after": "-3"}) == 0
-    assert _retry_after({"retry-after": "soon"}) is None
-    assert _retry_after({}) is None
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert (retry_after({"retry-after": "Wed, 21 Oct 2115 07:28:00 GMT"}) or 0) > 1e6
+    assert retry_after({"retry-after": "-3"}) == 0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
 
 
 def test_a_refusal_is_not_tried_again_and_never_shows_the_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
