@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.openai import OpenAIChat
-from zerosearch.remote import retry_after
+from zerosearch.calls import retry_after
 
 REQUEST = ChatRequest(
     messages=[{"role": "system", "content": ""}, {"role": "user", "content": "hello"}],
@@ -84,7 +84,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("zerosearch.remote.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("zerosearch.calls.FIRST_PAUSE", 0.01)
     with Server() as running:
         yield running
 

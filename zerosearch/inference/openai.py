@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from zerosearch.calls import CONNECT_SECONDS, PassingError, may_pass, pause_after, retry_after, server_name
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
-from zerosearch.remote import CONNECT_SECONDS, PassingError, may_pass, pause_after, retry_after, server_name
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

@@ -14,14 +14,21 @@ from zerosearch.simulation.schedule import Schedule, draw_noise
 from zerosearch.simulation.template import Template, parse_documents
 
 
+_Place = tuple[str, str, str, Noise, int, int]
+
+MOST_PAGES = 8192
+"""Pages that a simulator remembers; the oldest is written again when it is asked for again."""
+
+
 class Simulator:
     """A search engine played by a chat model, which is told what to write but never given a passage.
 
     Whether a page is to be useful or noisy is drawn before the chat model is called, as a function of
     (seed, question, sample, turn, step). The page itself is a function of (seed, question, query, label, step):
-    like a real engine it gives whoever asks the same thing the same page, which is written once. The model may be
-    told the question and the first answer of the fact that the query asks for (see `answers_for`).
-    Its documents are handed on as they were written. A chat model that fails gives a page with an error.
+    like a real engine it gives whoever asks the same thing the same page, which is written once (the last
+    `MOST_PAGES` are remembered). The model may be told the question and the first answer of the fact that the query
+    asks for (see `answers_for`). Its documents are handed on as they were written. A chat model that fails gives a page
+    with an error.
     """
 
     def __init__(
@@ -42,8 +49,7 @@ class Simulator:
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._counts = PageCounts()
-        self._step = 0
-        self._pages: dict[tuple[str, str, str, Noise, int], asyncio.Task[Page]] = {}
+        self._pages: dict[_Place, asyncio.Task[Page]] = {}
 
     async def search(self, request: SearchRequest) -> Page:
         question = request.question
@@ -66,16 +72,20 @@ class Simulator:
 
     async def _page(self, request: SearchRequest, noise: Noise, answer: str) -> Page:
         """The page that was written for this before in this step, or is being written, or else a new one."""
-        if request.step != self._step:
-            self._step, self._pages = request.step, {}
-        key = (request.question.data_set, request.question.id, request.query, noise, request.k)
-        if key not in self._pages:
-            self._pages[key] = asyncio.create_task(self._write(request, noise, answer))
-        writing, pages = self._pages[key], self._pages
-        page = await asyncio.shield(writing)
-        if page.error and pages.get(key) is writing:
-            del pages[key]
-        return page
+        pages, question = self._pages, request.question
+        key = (question.data_set, question.id, request.query, noise, request.k, request.step)
+        if key not in pages:
+            if len(pages) >= MOST_PAGES:
+                del pages[next(iter(pages))]
+            pages[key] = asyncio.create_task(self._write(request, noise, answer))
+            pages[key].add_done_callback(lambda writing: self._forget_failed(key, writing))
+        return await asyncio.shield(pages[key])
+
+    def _forget_failed(self, key: _Place, writing: "asyncio.Task[Page]") -> None:
+        """Let a page be written again that could not be written."""
+        failed = writing.cancelled() or writing.exception() is not None or writing.result().error
+        if failed and self._pages.get(key) is writing:
+            del self._pages[key]
 
     async def _write(self, request: SearchRequest, noise: Noise, answer: str) -> Page:
         question = request.question
