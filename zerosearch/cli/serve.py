@@ -26,7 +26,7 @@ def serve(
         str, typer.Option(help="Questions that clients may name by id: `world`, a file, a folder or a hub name.")
     ] = "",
     k: Annotated[
-        int, typer.Option(min=0, max=100, help="Documents on a page where a request does not say; 0 = as in the recipe, or 3.")
+        int, typer.Option(min=0, max=100, help="Documents on a page, unless a request says; 0 = as in the recipe, or 3.")
     ] = 0,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 = a free one.")] = 8000,

@@ -4,14 +4,12 @@ import asyncio
 import json
 import sqlite3
 import time
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from zerosearch.data import Document
 from zerosearch.errors import RunError, UserError
-from zerosearch.search.engine import Page
-from zerosearch.search.engine import SearchRequest as Request
+from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.search.remote import RemoteEngine
 
 _TABLE = """
@@ -51,7 +49,7 @@ class PageCache:
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"{path} cannot hold pages ({error}): name another file, or none") from error
 
-    async def search(self, request: Request) -> Page:
+    async def search(self, request: SearchRequest) -> Page:
         """The page, from the file or from the engine.
 
         Raises:
@@ -71,7 +69,7 @@ class PageCache:
             self._cached += 1
         return await asyncio.shield(asking)
 
-    async def _ask(self, request: Request, query: str) -> Page:
+    async def _ask(self, request: SearchRequest, query: str) -> Page:
         page = await self.engine.search(request)
         if not page.error:
             self._write(query, request.k, page)
@@ -85,10 +83,8 @@ class PageCache:
 
     def _read(self, query: str, k: int) -> Page | None:
         try:
-            with closing(self._file.execute(
-                "SELECT found, documents FROM pages WHERE engine = ? AND query = ? AND k = ?", self._place(query, k)
-            )) as rows:
-                row = rows.fetchone()
+            asked = "SELECT found, documents FROM pages WHERE engine = ? AND query = ? AND k = ?"
+            row = self._file.execute(asked, self._place(query, k)).fetchone()
             if row is None or (self._age and datetime.now(UTC) - datetime.fromisoformat(row[0]) > self._age):
                 return None
             self.oldest = min(self.oldest, row[0]) if self.oldest else row[0]
@@ -97,9 +93,9 @@ class PageCache:
             raise RunError(f"{self.path} cannot be read ({error}): delete it, or name another file") from error
 
     def _write(self, query: str, k: int, page: Page) -> None:
-        found = datetime.now(UTC).isoformat(timespec="seconds")
+        row = (*self._place(query, k), datetime.now(UTC).isoformat(timespec="seconds"), _text(page))
         try:
-            self._file.execute("REPLACE INTO pages VALUES (?, ?, ?, ?, ?)", (*self._place(query, k), found, _text(page)))
+            self._file.execute("REPLACE INTO pages VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise RunError(
                 f"a page cannot be kept in {self.path} ({error}): make room, or name another file or none"
@@ -119,10 +115,11 @@ class PageCache:
 
 def _text(page: Page) -> str:
     scores = page.scores or (None,) * len(page.documents)
-    return json.dumps([
+    records = [
         {"title": document.title, "text": document.text, "source": document.source, "score": score}
         for document, score in zip(page.documents, scores, strict=True)
-    ])
+    ]
+    return json.dumps(records)
 
 
 def _page(text: str) -> Page:

@@ -84,8 +84,8 @@ class RetrieverEngine(RemoteEngine):
             )
         if status != 200:
             raise RunError(
-                f"the retriever at {self.server} answered with status {status}{self._said(body)}: check its address, which "
-                "mostly ends with /retrieve"
+                f"the retriever at {self.server} answered with status {status}{self._said(body)}: check its address, "
+                "which mostly ends with /retrieve"
             )
         try:
             return self._page(json.loads(body), k)

@@ -53,7 +53,8 @@ class SerpApiEngine(RemoteEngine):
         client.BASE_DOMAIN = url
         for scheme in ("https://", "http://"):
             client.session.mount(scheme, HTTPAdapter(pool_maxsize=self.limits.concurrency))
-        logging.getLogger("urllib3.connectionpool").addFilter(_hide_key)
+        for name in ("urllib3.connectionpool", "urllib3.util.retry"):
+            logging.getLogger(name).addFilter(_hide_key)
         return client
 
     @property
@@ -98,14 +99,13 @@ class SerpApiEngine(RemoteEngine):
         """The organic results. A search that found nothing has an `error` that says so, and yet succeeded."""
         try:
             status = found.get("search_metadata", {}).get("status", "Success")
-            results = found.get("organic_results", [])
-            documents = tuple(_document(result) for result in results[:k])
-        except (AttributeError, TypeError):
+            results = found.get("organic_results", [] if found.get("error") else None)
+            if status != "Success":
+                reason = f"reported a search of status {str(status)[:40]}{self._quoted(found.get('error'))}"
+                raise PassingError(self.server, reason)
+            return Page(tuple(_document(result) for result in results[:k]))
+        except (AttributeError, TypeError, KeyError):
             raise PassingError(self.server, "sent something that is no page of results") from None
-        if status != "Success":
-            said = self._quoted(found.get("error"))
-            raise PassingError(self.server, f"reported a search of status {str(status)[:40]}{said}")
-        return Page(documents)
 
     def _said(self, response: Any) -> str:
         try:

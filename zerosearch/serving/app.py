@@ -105,7 +105,8 @@ def make_app(engine: SearchEngine, settings: ServerSettings, book: QuestionBook 
         if isinstance(body, SearchR1Request):
             contexts = body.contexts or [body.context] * len(body.queries)
             if len(contexts) != len(body.queries):
-                raise HTTPException(422, f"{len(body.queries)} queries come with {len(contexts)} contexts: send as many")
+                counts = f"{len(body.queries)} queries come with {len(contexts)} contexts"
+                raise HTTPException(422, f"{counts}: send one for each")
             contexts = [_laid_over(given, context) for context in contexts]
             pages = await desk.pages(wanted(body.queries, body.topk, contexts), _client(request))
             return Json({"result": [search_r1_page(page, body.return_scores) for page in pages]})
@@ -173,7 +174,7 @@ def _given(*texts: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             context = None
         if not isinstance(context, dict):
-            raise HTTPException(422, 'a context in the header or the query string is no JSON object such as {"step": 3}')
+            raise HTTPException(422, 'the context in the header or the query string is no JSON object like {"step": 3}')
         given |= context
     return given
 
@@ -213,6 +214,8 @@ async def _defect(request: Request, failure: Exception) -> Response:
 
 
 def _sentence(place: str, mistake: Mapping[str, Any]) -> str:
+    if mistake["type"] == "json_invalid":
+        return f"the body is no JSON: {mistake['ctx']['error'].lower()} at character {mistake['loc'][-1]}"
     parts = [place, *(str(part) for part in mistake["loc"] if part not in ("body", "search-r1", "zerosearch"))]
     where = ".".join(filter(None, parts)) or "the body, which must be JSON with its content type,"
     return f"{where} is wrong: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"

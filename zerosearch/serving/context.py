@@ -90,8 +90,8 @@ class QuestionBook:
             )
         if len(named) > 1:
             raise UnknownQuestionError(
-                f"question '{question_id}' is in {len(named)} data sets ({', '.join(sorted(named))[:200]}): name one as "
-                "data_set in the context"
+                f"question '{question_id}' is in {len(named)} data sets ({', '.join(sorted(named))[:200]}): name one "
+                "as data_set in the context"
             )
         return next(iter(named.values()))
 

@@ -93,8 +93,8 @@ class Desk:
             async with asyncio.timeout(self._timeout):
                 outcome = await self.engine.search(request)
         except TimeoutError:
-            sentence = f"the search engine '{self.engine.name}' gave no page within {self._timeout:g} s: ask again later"
-            outcome = HTTPException(503, sentence, {"Retry-After": "5"})
+            late = f"the search engine '{self.engine.name}' gave no page within {self._timeout:g} s: ask again later"
+            outcome = HTTPException(503, late, {"Retry-After": "5"})
         except (RunError, UserError) as failure:
             outcome = HTTPException(502, str(failure))
         if isinstance(outcome, Page) and outcome.error:

@@ -96,4 +96,5 @@ def _is_search(scope: dict[str, Any]) -> bool:
 def _host(header: bytes) -> str:
     """The name in a header `Host`, without its port and an IPv6 address's brackets."""
     host = header.decode("latin-1").lower()
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    name, bracket, port = host.removeprefix("[").partition("]") if host.startswith("[") else (host, "", "")
+    return name if bracket and port[:1] in ("", ":") else host.partition(":")[0]

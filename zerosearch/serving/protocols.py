@@ -136,7 +136,9 @@ class Failure(BaseModel):
 
 
 def search_r1_page(page: Page, with_scores: bool) -> list[dict[str, Any]]:
-    documents = [{"id": identifier(each, page), "contents": join_contents(each.title, each.text)} for each in page.documents]
+    documents = [
+        {"id": identifier(each, page), "contents": join_contents(each.title, each.text)} for each in page.documents
+    ]
     if not with_scores:
         return documents
     return [{"document": each, "score": score} for each, score in zip(documents, scores(page), strict=True)]
@@ -150,10 +152,11 @@ def zerosearch_page(page: Page) -> list[dict[str, Any]]:
 
 
 def serpapi_page(page: Page, query: str, engine: str, k: int) -> dict[str, Any]:
+    state = "Results for exact spelling" if page.documents else "Fully empty"
     return {
         "search_metadata": {"status": "Success", "total_time_taken": round(page.seconds, 3)},
         "search_parameters": {"engine": engine, "q": query, "num": k},
-        "search_information": {"organic_results_state": "Results for exact spelling" if page.documents else "Fully empty"},
+        "search_information": {"organic_results_state": state},
         "organic_results": [
             {"position": place, "title": each.title, "link": _link(each, page), "snippet": each.text}
             for place, each in enumerate(page.documents, start=1)
