@@ -8,7 +8,6 @@ stub. Stub, server and clients are processes of their own, on the same machine.
 import argparse
 import asyncio
 import json
-import multiprocessing
 import os
 import re
 import statistics
@@ -37,7 +36,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=256, help="clients at once, each of which waits for its page")
     parser.add_argument("--rounds", type=int, default=8, help="searches of each client")
     parser.add_argument("--latency", type=float, default=1.0, help="seconds that the stub takes for a page")
+    parser.add_argument("--stub", action="store_true", help="be the stub, and print its port")
     given = parser.parse_args()
+    if given.stub:
+        asyncio.run(be_stub(given.latency))
     with stub(given.latency) as chat_url, server(chat_url) as (url, process):
         asyncio.run(load(url, 1, 1))
         before = processor_seconds(process.pid)
@@ -57,17 +59,17 @@ def main() -> None:
 @contextmanager
 def stub(latency: float) -> Iterator[str]:
     """A chat model's server that writes the same page for whoever asks, after `latency` seconds; gives its base URL."""
-    ready, port = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_be_stub, args=(port, latency), daemon=True)
-    process.start()
+    command = [sys.executable, __file__, "--stub", "--latency", str(latency)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
     try:
-        yield f"http://127.0.0.1:{ready.recv()}/v1"
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
     finally:
         process.kill()
-        process.join()
+        process.wait(60)
 
 
-def _be_stub(port: "multiprocessing.connection.Connection", latency: float) -> None:  # type: ignore[name-defined]
+async def be_stub(latency: float) -> None:
     message = {"role": "assistant", "content": PAGE}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "stub", "choices": [choice]}
@@ -84,12 +86,9 @@ def _be_stub(port: "multiprocessing.connection.Connection", latency: float) -> N
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    async def listen() -> None:
-        listening = await asyncio.start_server(answer_all, "127.0.0.1", 0, backlog=2048)
-        port.send(listening.sockets[0].getsockname()[1])
-        await listening.serve_forever()
-
-    asyncio.run(listen())
+    listening = await asyncio.start_server(answer_all, "127.0.0.1", 0, backlog=2048)
+    print(listening.sockets[0].getsockname()[1], flush=True)
+    await listening.serve_forever()
 
 
 @contextmanager
