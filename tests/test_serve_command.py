@@ -206,6 +206,14 @@ def test_a_runs_folder_serves_the_simulator_that_it_tuned(whole: Path) -> None:
         recipe_engine(recipe, Path("/nowhere"), 0.0)
 
 
+def test_the_guides_examples_work() -> None:
+    guide = (ROOT / "docs" / "guides" / "server.md").read_text()
+    examples = "\n".join(re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL))
+    assert examples.count("127.0.0.1:8000") == 5
+    with served("--corpus", "world") as server:
+        exec(examples.replace("http://127.0.0.1:8000", server.url), {})
+
+
 def test_questions_of_a_file_are_known_from_the_start(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"id": "q1", "question": "Who?", "golden_answers": ["I"]}) + "\n")
