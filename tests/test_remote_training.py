@@ -47,6 +47,7 @@ def test_a_spent_budget_ends_the_run_with_a_checkpoint_and_it_goes_on_with_as_ma
     conditions = results(tmp_path / "unbroken")["systems"]["after RL"]["conditions"]
     assert (conditions["engine"], conditions["address"]) == ("retriever", retriever)
     assert conditions["date"].startswith("2") and "corpus" not in conditions
+    assert conditions["cost"] == conditions["requests"] / 2
     assert results(tmp_path / "unbroken")["measurements"]["real_searches_in_training"] == sum(searches)
 
     given += ["evaluation.engine=bm25", f"search.retriever.max_calls={sum(searches[:2]) + 1}"]
@@ -70,7 +71,8 @@ def test_a_cached_run_asks_nothing_again_and_a_simulated_one_asks_nothing(
     (first,), (second,) = rows(tmp_path / "first"), rows(tmp_path / "second")
     assert second["search/retriever/requests"] == 0 and second["search/retriever/cached"] == first["real_searches"] > 0
     assert second["reward"] == first["reward"]
-    assert "oldest_page" in results(tmp_path / "second")["systems"]["after RL"]["conditions"]
+    conditions = results(tmp_path / "second")["systems"]["after RL"]["conditions"]
+    assert "oldest_page" in conditions and conditions["requests"] == 0
 
     simulated = [f"search.retriever.url={retriever}", "evaluation.engine=retriever", cache, *small]
     assert training(capsys, model, tmp_path / "third", *simulated) == (0, "")

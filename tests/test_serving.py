@@ -276,11 +276,14 @@ def test_the_nearest_context_counts() -> None:
         headers = {"ZeroSearch-Context": far}
         httpx.post(address, json={"queries": ["x"], "context": {"step": 7}}, headers=headers)
         httpx.post(address, json={"queries": ["x"]}, headers=headers)
+        each = [{}, {"sample": 9}]
+        ask(server, queries=["x", "y"], context={"sample": 8, "turn": 5}, contexts=each)
         for wrong in ("[]", "{", '{"progress": 2}'):
             assert sentence(ask(server, headers={"ZeroSearch-Context": wrong}), 422)
-    first, second = engine.requests
+    first, second, *_ = engine.requests
     assert (first.question.text, first.step, first.sample, first.turn) == ("far?", 7, 2, 1)
     assert (second.step, second.sample) == (2, 2)
+    assert [(request.sample, request.turn) for request in engine.requests[2:]] == [(8, 5), (9, 5)]
 
 
 def test_each_query_travels_with_its_own_question() -> None:

@@ -74,7 +74,7 @@ def make_app(engine: SearchEngine, settings: ServerSettings, book: QuestionBook 
 
     book: questions that are known from the start.
     """
-    known = book or QuestionBook()
+    known = QuestionBook() if book is None else book
     metrics = Metrics(engine)
     desk = Desk(engine, metrics, settings.timeout, settings.rate)
     app = FastAPI(
@@ -101,17 +101,17 @@ def make_app(engine: SearchEngine, settings: ServerSettings, book: QuestionBook 
         header_context: HeaderContext = "",
     ) -> Response:
         """A page for each query, in the form of Search-R1 (`queries`) or of ZeroSearch (`query`)."""
-        given = _given(header_context, query_context)
+        shared = _laid_over(_given(header_context, query_context), body.context)
         if isinstance(body, SearchR1Request):
-            contexts = body.contexts or [body.context] * len(body.queries)
+            contexts = [shared] * len(body.queries)
+            if body.contexts is not None:
+                contexts = [_laid_over(shared.model_dump(exclude_unset=True), each) for each in body.contexts]
             if len(contexts) != len(body.queries):
                 counts = f"{len(body.queries)} queries come with {len(contexts)} contexts"
                 raise HTTPException(422, f"{counts}: send one for each")
-            contexts = [_laid_over(given, context) for context in contexts]
             pages = await desk.pages(wanted(body.queries, body.topk, contexts), _client(request))
             return Json({"result": [search_r1_page(page, body.return_scores) for page in pages]})
-        contexts = [_laid_over(given, body.context)]
-        (page,) = await desk.pages(wanted([body.query], body.top_k, contexts), _client(request))
+        (page,) = await desk.pages(wanted([body.query], body.top_k, [shared]), _client(request))
         return Json(zerosearch_page(page))
 
     @app.get("/search", responses=FAILURES, response_model=SerpApiResult)
@@ -129,8 +129,8 @@ def make_app(engine: SearchEngine, settings: ServerSettings, book: QuestionBook 
         """A page in the form of SerpAPI."""
         if not q.strip():
             raise HTTPException(400, "Missing query `q` parameter.")
-        contexts = [_laid_over(_given(header_context, query_context), Context())]
-        (page,) = await desk.pages(wanted([q], num, contexts), _client(request))
+        context = _laid_over(_given(header_context, query_context), Context())
+        (page,) = await desk.pages(wanted([q], num, [context]), _client(request))
         return Json(serpapi_page(page, q, kind, num or settings.k))
 
     @app.post("/questions", responses=FAILURES, response_model=Registered)

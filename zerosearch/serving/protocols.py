@@ -32,7 +32,8 @@ class Json(Response):
 
 
 def error(status: int, sentence: str, headers: dict[str, str] | None = None) -> Json:
-    return Json({"error": sentence}, status, headers)
+    """The answer to a request that is not met: why, in one line."""
+    return Json({"error": " ".join(sentence.split())[:1000]}, status, headers)
 
 
 class _Body(BaseModel):

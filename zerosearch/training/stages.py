@@ -25,7 +25,7 @@ from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import SearchEngine
+from zerosearch.search.engine import CountedEngine, SearchEngine
 from zerosearch.search.page_cache import PageCache
 from zerosearch.search.remote import RemoteEngine
 from zerosearch.simulation.tune import collect_pages, tuning_trees
@@ -213,6 +213,8 @@ def measure(
         settings = replace(settings, max_turns=max_turns)
     run.display.stage(f"evaluation {system}", len(questions))
     started = time.perf_counter()
+    if isinstance(engine, CountedEngine):
+        engine.reset_counters()
     sampler = run.sampler(run.policy, recipe.evaluation.batch, settings.max_length)
     episode = method(sampler, settings) if method else run.agent(sampler, engine, settings).episode
     records: list[Scored] = []
@@ -258,8 +260,13 @@ def _engine_conditions(engine: SearchEngine | None, recipe: Recipe) -> dict[str,
     remote = cache.engine if cache else inner
     if not isinstance(remote, RemoteEngine):
         return {"corpus": recipe.search.corpus}
-    conditions: dict[str, Scalar] = {"address": remote.server, "date": datetime.now(UTC).date().isoformat()}
-    return conditions | ({"oldest_page": cache.oldest} if cache and cache.oldest else {})
+    counters = cache.counters() if cache else remote.counters()
+    return {
+        "address": remote.server,
+        "date": datetime.now(UTC).date().isoformat(),
+        **({"oldest_page": cache.oldest} if cache and cache.oldest else {}),
+        **{name.rpartition("/")[2]: count for name, count in counters.items()},
+    }
 
 
 def report(run: Run) -> None:
