@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from zerosearch.data import Question
 from zerosearch.data.corpus import load_corpus
+from zerosearch.data.question_set import load_questions
 from zerosearch.errors import UserError
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
@@ -23,6 +26,9 @@ from zerosearch.training.engines import (
 )
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from zerosearch.inference.chat import ChatModel
 
 
 class InThread:
@@ -87,18 +93,39 @@ def _simulator(recipe: Recipe, checkpoints: Path, noise: float | None) -> Simula
         )
     else:
         schedule = make_schedule(recipe)
+    return make_simulator(recipe, _chat(recipe, checkpoints), schedule, _distractors(recipe))
+
+
+def _distractors(recipe: Recipe) -> Sequence[Question]:
+    """What noise of a kind is made from."""
+    if not any(weight for _, weight in recipe.simulation.noise.kinds):
+        return ()
+    return load_questions(recipe.data.train, "train", recipe.data.train_limit).questions
+
+
+def _chat(recipe: Recipe, checkpoints: Path) -> "ChatModel":
     if recipe.simulation.url:
         import openai  # noqa: F401 (takes a second, which the first search would wait)
 
-        return make_simulator(recipe, served_chat(recipe), schedule)
+        return served_chat(recipe)
+    name = _model(recipe, checkpoints)
+    from zerosearch.inference.local import Lane
+    from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
+
+    return sampled_chat(recipe, load_model(name), load_tokenizer(name), Lane(), compute_dtype(recipe.model.dtype))
+
+
+def _model(recipe: Recipe, checkpoints: Path) -> str:
+    """The name or folder of the model that writes the pages in this process."""
+    simulation = recipe.simulation
+    if simulation.mode == "self":
+        steps = [] if simulation.frozen else sorted(checkpoints.glob("step-*"))
+        start = [checkpoints / "warm-start"] if recipe.warm_start.enabled else []
+        return str([recipe.model.name, *start, *steps][-1])
     name = simulation_model(recipe, checkpoints)
-    if recipe.simulation.tuning.enabled and not Path(name).is_dir():
+    if simulation.tuning.enabled and not Path(name).is_dir():
         raise UserError(
             f"the recipe tunes its simulator, and {name} is not there: train it first, name the folder of its run, or "
             "set simulation.tuning.enabled=false"
         )
-    from zerosearch.inference.local import Lane
-    from zerosearch.inference.models import compute_dtype, load_model
-
-    chat = sampled_chat(recipe, name, load_model, Lane(), compute_dtype(recipe.model.dtype))
-    return make_simulator(recipe, chat, schedule)
+    return name

@@ -1,12 +1,15 @@
 """The search engines that a recipe names, made without torch where no model runs in this process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from zerosearch.data import Question
 from zerosearch.search.engine import Noise, SearchEngine
 from zerosearch.search.page_cache import PageCache
 from zerosearch.search.remote import CallLimits, RemoteEngine
+from zerosearch.simulation.distractors import Distractors
+from zerosearch.simulation.noise import Dial
 from zerosearch.simulation.schedule import (
     AdaptiveNoise,
     ConstantNoise,
@@ -15,14 +18,15 @@ from zerosearch.simulation.schedule import (
     ReverseNoise,
     Schedule,
 )
-from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.simulator import Simulator, Writing
+from zerosearch.simulation.telling import Teller
 from zerosearch.simulation.template import Template, load_template
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_remote import REMOTE, Remote, Retriever, SerpApi
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from zerosearch.inference.chat import ChatModel
     from zerosearch.inference.local import Lane
@@ -32,7 +36,9 @@ SIMULATOR_ROOM = 192
 
 
 def make_template(recipe: Recipe) -> Template:
-    return load_template(recipe.simulation.template or recipe.simulation.mode)
+    """The template that the recipe names, or the built-in one of its mode; a policy that plays itself is instructed."""
+    mode = "sft" if recipe.simulation.mode == "sft" else "prompt"
+    return load_template(recipe.simulation.template or mode)
 
 
 def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
@@ -53,16 +59,20 @@ def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
             return AdaptiveNoise(noise.start, noise.end, noise.target, noise.max_change, rewards)
 
 
-def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Simulator:
-    """The simulated engine, played by a chat model."""
-    simulation = recipe.simulation
+def make_simulator(
+    recipe: Recipe, chat: "ChatModel", schedule: Schedule, questions: Sequence[Question] = ()
+) -> Simulator:
+    """The simulated engine, played by a chat model. questions: what noise of a kind is made from."""
+    simulation, noise = recipe.simulation, recipe.simulation.noise
     return Simulator(
         chat,
         make_template(recipe),
         schedule,
         seed=recipe.seed,
-        max_tokens=simulation.max_tokens,
-        temperature=simulation.temperature,
+        writing=Writing(simulation.max_tokens, simulation.temperature, simulation.repair),
+        dial=Dial(noise.per, noise.share, noise.kinds.irrelevant, noise.kinds.near_miss, noise.kinds.contradicting),
+        teller=Teller(simulation.withhold, chat),
+        distractors=Distractors(questions),
     )
 
 
@@ -81,21 +91,29 @@ def served_chat(recipe: Recipe) -> "ChatModel":
 
 
 def sampled_chat(
-    recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
+    recipe: Recipe,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    lane: "Lane",
+    dtype: "torch.dtype",
 ) -> "ChatModel":
-    """A simulation model in this process, by its name or folder, with room for the recipe's template."""
+    """A simulation model in this process, with room for the recipe's template."""
     from zerosearch.inference.local import LocalSampler
-    from zerosearch.inference.models import load_tokenizer
     from zerosearch.inference.sampled_chat import SampledChat
+
+    length = prompt_length(recipe, tokenizer)
+    sampler = LocalSampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
+    return SampledChat(sampler, tokenizer, "simulator")
+
+
+def prompt_length(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens that a simulator's prompt and page may have together."""
     from zerosearch.inference.tokens import encode_chat
 
-    simulation, template = recipe.simulation, make_template(recipe)
-    tokenizer = load_tokenizer(name)
+    template = make_template(recipe)
     frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
     frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
-    length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
-    sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
-    return SampledChat(sampler, tokenizer, "simulator")
+    return frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + recipe.simulation.max_tokens
 
 
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
