@@ -120,8 +120,7 @@ def _model(recipe: Recipe, checkpoints: Path) -> str:
     simulation = recipe.simulation
     if simulation.mode == "self":
         steps = [] if simulation.frozen else sorted(checkpoints.glob("step-*"))
-        start = [checkpoints / "warm-start"] if recipe.warm_start.enabled else []
-        return str([recipe.model.name, *start, *steps][-1])
+        return str([recipe.model.name, *checkpoints.glob("warm-start"), *steps][-1])
     name = simulation_model(recipe, checkpoints)
     if simulation.tuning.enabled and not Path(name).is_dir():
         raise UserError(
