@@ -47,7 +47,9 @@ def main() -> None:
         each = (processor_seconds(process.pid) - before) / len(found.seconds)
         waiting = ten_threads(chat_url, 40)
     added = [seconds - given.latency for seconds in sorted(found.seconds)]
-    print(f"{len(added)} searches by {given.clients} clients at once, stub of {given.latency:g} s, {os.cpu_count()} cores")
+    print(
+        f"{len(added)} searches by {given.clients} clients at once, stub of {given.latency:g} s, {os.cpu_count()} cores"
+    )
     print(f"failed requests      {found.failed}")
     print(f"added at the median  {statistics.median(added):.3f} s")
     print(f"added at p99         {added[int(0.99 * (len(added) - 1))]:.3f} s")

@@ -12,10 +12,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from zerosearch.calls import retry_after
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.openai import OpenAIChat
-from zerosearch.calls import retry_after
 
 REQUEST = ChatRequest(
     messages=[{"role": "system", "content": ""}, {"role": "user", "content": "hello"}],

@@ -112,4 +112,3 @@ def test_the_plan_says_how_many_calls_there_may_be(capsys: pytest.CaptureFixture
     plan: Any = capsys.readouterr().out.partition("# plan")[2]
     assert "pages by serpapi at https://serpapi.com (at most 500 calls, pages kept in pages.sqlite)" in plan
     assert "engine retriever at http://127.0.0.1:8000/retrieve (any number of calls, no page kept)" in plan
-

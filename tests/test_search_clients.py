@@ -438,4 +438,3 @@ def test_a_page_that_was_tampered_with_is_an_error_and_not_run(tmp_path: Path) -
         file.close()
         with pytest.raises(RunError, match=r"pages\.sqlite cannot be read"):
             search(cached(server.url, path), "x")
-

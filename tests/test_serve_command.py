@@ -80,18 +80,20 @@ def test_a_corpus_is_served_with_a_token_on_every_address_and_ends_well() -> Non
 
 
 def test_what_was_begun_is_finished_when_the_server_is_told_to_end() -> None:
-    with Scripted(Answer(COMPLETION), Answer(COMPLETION, delay=3.0)) as chat:
-        with served(*PROMPTED, f"simulation.url={chat.url}/v1", "--noise", "0") as server:
-            assert server.ask("warm").status_code == 200
-            answers: list[httpx.Response] = []
-            asking = threading.Thread(target=lambda: answers.append(server.ask("under way", return_scores=True)))
-            asking.start()
-            while len(chat.asked) < 2:
-                time.sleep(0.01)
-            server.process.send_signal(signal.SIGTERM)
-            await_refusal(server.url)
-            asking.join(30)
-            _, err = server.process.communicate(timeout=30)
+    with (
+        Scripted(Answer(COMPLETION), Answer(COMPLETION, delay=3.0)) as chat,
+        served(*PROMPTED, f"simulation.url={chat.url}/v1", "--noise", "0") as server,
+    ):
+        assert server.ask("warm").status_code == 200
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(server.ask("under way", return_scores=True)))
+        asking.start()
+        while len(chat.asked) < 2:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        await_refusal(server.url)
+        asking.join(30)
+        _, err = server.process.communicate(timeout=30)
     assert server.process.returncode == 0 and err == ""
     (answer,) = answers
     assert answer.json()["result"][0][0]["document"]["contents"] == '"A"\nMade in 1931.'

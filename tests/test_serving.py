@@ -479,9 +479,12 @@ def test_many_clients_at_once_wait_for_nobody() -> None:
     class Patient(Engine):
         """Answers nobody until 64 have asked."""
 
+        all_asked = asyncio.Event()
+
         async def find(self, request: SearchRequest) -> Page:
-            while len(self.requests) < 64:
-                await asyncio.sleep(0.01)
+            if len(self.requests) == 64:
+                self.all_asked.set()
+            await self.all_asked.wait()
             return Page(self.documents)
 
     async def all_at_once(url: str) -> list[int]:

@@ -7,14 +7,13 @@ import typer
 
 from zerosearch.errors import UserError
 
+
 def serve(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]", help="Dotted overrides of the recipe, such as simulation.url=…"),
     ] = None,
-    corpus: Annotated[
-        str, typer.Option(help="Serve BM25 over `world`, a .jsonl or .jsonl.gz file, or an index.")
-    ] = "",
+    corpus: Annotated[str, typer.Option(help="Serve BM25 over `world`, a .jsonl or .jsonl.gz file, or an index.")] = "",
     recipe: Annotated[
         str, typer.Option(help="Serve the engine of a recipe (built-in or a TOML file) or of a run's folder.")
     ] = "",
@@ -26,7 +25,8 @@ def serve(
         str, typer.Option(help="Questions that clients may name by id: `world`, a file, a folder or a hub name.")
     ] = "",
     k: Annotated[
-        int, typer.Option(min=0, max=100, help="Documents on a page, unless a request says; 0 = as in the recipe, or 3.")
+        int,
+        typer.Option(min=0, max=100, help="Documents on a page, unless a request says; 0 = as in the recipe, or 3."),
     ] = 0,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 = a free one.")] = 8000,

@@ -96,7 +96,7 @@ class RemoteEngine(ABC):
         )
         started = time.perf_counter()
         try:
-            page = await retrying(self._try, request)
+            page: Page = await retrying(self._try, request)
         except PassingError as failure:
             tries = f"{self.limits.retries + 1} times, at last because" if self.limits.retries else "because"
             page = Page((), error=f"the search engine '{self.name}' at {self.server} failed {tries} it {failure}")

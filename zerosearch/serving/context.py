@@ -36,7 +36,7 @@ class Context(BaseModel):
     """The data set in which the id is unique; may be left out where only one has it."""
     question: str = ""
     """The question's text."""
-    golden_answers: Annotated[list[str], BeforeValidator(_as_list)] = []  # noqa: RUF012 (pydantic copies it)
+    golden_answers: Annotated[list[str], BeforeValidator(_as_list)] = []
     """Its right answers."""
     step: Annotated[int, Field(ge=0, le=10**9)] | None = None
     """The step of training, of those that the server's recipe has."""

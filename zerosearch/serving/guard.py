@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 from collections.abc import Collection
-from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,7 +33,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name: value for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
             await error(421, "this server answers only to local names: call it as 127.0.0.1 or localhost")(
                 scope, receive, send
@@ -89,7 +88,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return received
 
 
-def _is_search(scope: dict[str, Any]) -> bool:
+def _is_search(scope: Scope) -> bool:
     return scope["path"] in ("/search", "/search.json")
 
 

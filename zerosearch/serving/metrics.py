@@ -23,7 +23,10 @@ class Metrics:
             "zerosearch_requests", "Requests answered.", ["path", "status"], registry=self._registry
         )
         self._request_seconds = Histogram(
-            "zerosearch_request_seconds", "Seconds until a request was answered.", ["path"], buckets=_SECONDS,
+            "zerosearch_request_seconds",
+            "Seconds until a request was answered.",
+            ["path"],
+            buckets=_SECONDS,
             registry=self._registry,
         )
         self._searches = Counter(

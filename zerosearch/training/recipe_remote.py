@@ -7,7 +7,6 @@ from pydantic import Field, field_validator
 
 from zerosearch.training.recipe_section import Count, NonNegativeFloat, Positive, PositiveFloat, Section
 
-
 REMOTE = ("retriever", "serpapi")
 """The engines behind HTTP."""
 

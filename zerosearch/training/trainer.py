@@ -59,26 +59,13 @@ def reinforce(run: Run, start: str) -> None:
     agent = run.agent(sampler, engine, run.settings(training=True))
     display.stage(STAGE, training.steps, state.step)
     saved = state.step
-
-    def save() -> None:
-        save_checkpoint(
-            folder.checkpoints,
-            policy,
-            run.tokenizer,
-            learner.optimizer,
-            state,
-            training.keep,
-            learner.critic,
-            watch.good_step,
-        )
-
     for step in range(state.step + 1, training.steps + 1):
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
         try:
             groups = asyncio.run(run_groups(agent, order, recipe, step))
         except RunError:
             if state.step > saved:
-                save()
+                _save(run, learner, state, watch)
             raise
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         release_memory()
@@ -106,7 +93,7 @@ def reinforce(run: Run, start: str) -> None:
         watch.see(step, figures)
         watch.check(folder.checkpoints, start)
         if step == training.steps or (training.save_every and step % training.save_every == 0):
-            save()
+            _save(run, learner, state, watch)
             saved = step
     rows = folder.metrics.rows(STAGE)
     counted = all("real_searches" in row for row in rows)  # older versions did not
@@ -116,6 +103,19 @@ def reinforce(run: Run, start: str) -> None:
     )
     del sampler, agent, engine, learner
     release_memory()
+
+
+def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> None:
+    save_checkpoint(
+        run.folder.checkpoints,
+        run.policy,
+        run.tokenizer,
+        learner.optimizer,
+        state,
+        run.recipe.training.keep,
+        learner.critic,
+        watch.good_step,
+    )
 
 
 SHOWN = (
