@@ -207,7 +207,7 @@ def test_one_chat_model_serves_several_event_loops_and_servers(server: Server) -
     with Server() as other:
         server.responses = [JSONResponse(completion("one"))]
         other.responses = [JSONResponse(completion("two"))]
-        chat = OpenAIChat([server.url, other.url], "tiny")
+        chat = OpenAIChat([server.url, other.url], "tiny", max_concurrency=200)
         assert [ask(chat) for _ in range(4)] == ["one", "two", "one", "two"]
         server.responses = [Response(status_code=500)]
         assert [ask(chat) for _ in range(2)] == ["two", "two"]

@@ -14,6 +14,7 @@ import pytest
 from servers import Answer, Running, Scripted
 
 from zerosearch.calls import server_name
+from zerosearch.cli.main import run as command
 from zerosearch.data import Document, Question
 from zerosearch.errors import RunError, UserError
 from zerosearch.search.bm25 import BM25Engine
@@ -353,6 +354,24 @@ def test_both_clients_get_from_the_projects_server_what_its_engine_finds(
     monkeypatch.setenv("ZEROSEARCH_TOKEN", "wrong")
     with pytest.raises(RunError, match="ZEROSEARCH_TOKEN"):
         search(retriever(own.url), "x")
+
+
+def test_a_retriever_can_be_asked_from_the_command_line(own: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            command(["search", "query", "Alice engineer", *arguments])
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    remote = ["--engine", "retriever", "--url", f"{own.url}/retrieve"]
+    code, out, _ = said(*remote, "--k", "1")
+    assert code == 0 and out == "1. Alice Turner\n   Born in Lagos.\nAn engineer.\n"
+    code, _, err = said(*remote[:3], f"{own.url}/nothing")
+    assert code == 1 and "/retrieve" in err and err.count("\n") == 1
+    assert said("--engine", "google")[::2] == (
+        2,
+        "error: there is no engine 'google': take bm25, retriever or serpapi\n",
+    )
+    assert said("--url", own.url)[0] == 2
 
 
 # The cache

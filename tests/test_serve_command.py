@@ -21,7 +21,7 @@ from servers import Answer, Scripted
 from zerosearch.cli.main import run
 from zerosearch.errors import UserError
 from zerosearch.search.counting import CountingEngine
-from zerosearch.serving.engines import open_recipe, recipe_engine
+from zerosearch.serving.engines import _model, open_recipe, recipe_engine
 from zerosearch.serving.server import is_loopback
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +216,19 @@ def test_a_runs_folder_serves_the_simulator_that_it_tuned(whole: Path) -> None:
     assert 'zerosearch_engine{counter="simulator/noise_realised"} 1.0' in told
     with pytest.raises(UserError, match="tunes its simulator"):
         recipe_engine(recipe, Path("/nowhere"), 0.0)
+
+
+def test_a_policy_that_plays_itself_is_served_as_it_is_or_as_it_was(tmp_path: Path) -> None:
+    recipe, _ = open_recipe("world", ["simulation.mode=self", "simulation.tuning.enabled=false"])
+    frozen, _ = open_recipe(
+        "world", ["simulation.mode=self", "simulation.tuning.enabled=false", "simulation.frozen=true"]
+    )
+    assert _model(recipe, tmp_path) == _model(frozen, tmp_path) == "embedded"
+    (tmp_path / "warm-start").mkdir()
+    for step in (2, 10):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    assert _model(recipe, tmp_path).endswith("step-000010")
+    assert _model(frozen, tmp_path).endswith("warm-start")
 
 
 def test_the_guides_examples_work() -> None:

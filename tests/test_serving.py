@@ -3,7 +3,9 @@
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
@@ -473,6 +475,25 @@ def test_figures_for_prometheus_and_a_page_of_the_interface() -> None:
         assert line in text
     assert {"/retrieve", "/search", "/questions", "/healthz", "/metrics"} == set(described["paths"])
     assert (health["status"], health["engine"]) == ("ok", "stub")
+
+
+def test_a_large_request_to_bm25_holds_up_no_other_one() -> None:
+    goes_on, entered = threading.Event(), threading.Event()
+
+    class Long:
+        name = "long"
+
+        def page(self, query: str, k: int) -> Page:
+            entered.set()
+            assert goes_on.wait(30)
+            return Page(DOCUMENTS)
+
+    with Running(app(InThread(Long()))) as server, ThreadPoolExecutor(1) as thread:  # type: ignore[arg-type]
+        asking = thread.submit(ask, server, queries=["x"] * 20)
+        assert entered.wait(30)
+        assert httpx.get(f"{server.url}/healthz", timeout=10).status_code == 200 and not asking.done()
+        goes_on.set()
+        assert len(asking.result().json()["result"]) == 20
 
 
 def test_many_clients_at_once_wait_for_nobody() -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
 
+CONNECTIONS = 64
+"""Of one client: it looks at all its connections for each request, so that many are shared out to several clients."""
+
+
 class OpenAIChat:
     """A chat model behind one or several OpenAI-compatible servers, which are used in turn.
 
@@ -67,7 +71,7 @@ class OpenAIChat:
             ) from failure
 
     def _connections(self) -> tuple[list["AsyncOpenAI"], asyncio.Semaphore]:
-        """One client for each server, kept for as long as the event loop is the same."""
+        """Clients of each server, by turns, kept for as long as the event loop is the same."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             from openai import AsyncOpenAI, Timeout
@@ -75,6 +79,7 @@ class OpenAIChat:
             limits = Timeout(self._timeout, connect=min(CONNECT_SECONDS, self._timeout))
             self._clients = [
                 AsyncOpenAI(base_url=url, api_key=self._key or "none", timeout=limits, max_retries=0)
+                for _ in range(0, self._max_concurrency, CONNECTIONS)
                 for url in self._base_urls
             ]
             self._semaphore = asyncio.Semaphore(self._max_concurrency)
@@ -85,7 +90,7 @@ class OpenAIChat:
         import openai
 
         which = next(self._next) % len(clients)
-        server = self._servers[which]
+        server = self._servers[which % len(self._servers)]
         try:
             async with semaphore, asyncio.timeout(self._timeout):
                 completion = await clients[which].chat.completions.create(
