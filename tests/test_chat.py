@@ -12,9 +12,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from zerosearch.calls import retry_after
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
-from zerosearch.inference.openai import OpenAIChat, _retry_after
+from zerosearch.inference.openai import OpenAIChat
 
 REQUEST = ChatRequest(
     messages=[{"role": "system", "content": ""}, {"role": "user", "content": "hello"}],
@@ -83,7 +84,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("zerosearch.inference.openai._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("zerosearch.calls.FIRST_PAUSE", 0.01)
     with Server() as running:
         yield running
 
@@ -164,11 +165,11 @@ def test_the_server_says_when_to_come_again(server: Server) -> None:
 
 
 def test_retry_after_may_be_a_date_and_is_never_negative() -> None:
-    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert (_retry_after({"retry-after": "Wed, 21 Oct 2115 07:28:00 GMT"}) or 0) > 1e6
-    assert _retry_after({"retry-after": "-3"}) == 0
-    assert _retry_after({"retry-after": "soon"}) is None
-    assert _retry_after({}) is None
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert (retry_after({"retry-after": "Wed, 21 Oct 2115 07:28:00 GMT"}) or 0) > 1e6
+    assert retry_after({"retry-after": "-3"}) == 0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
 
 
 def test_a_refusal_is_not_tried_again_and_never_shows_the_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +207,7 @@ def test_one_chat_model_serves_several_event_loops_and_servers(server: Server) -
     with Server() as other:
         server.responses = [JSONResponse(completion("one"))]
         other.responses = [JSONResponse(completion("two"))]
-        chat = OpenAIChat([server.url, other.url], "tiny")
+        chat = OpenAIChat([server.url, other.url], "tiny", max_concurrency=200)
         assert [ask(chat) for _ in range(4)] == ["one", "two", "one", "two"]
         server.responses = [Response(status_code=500)]
         assert [ask(chat) for _ in range(2)] == ["two", "two"]

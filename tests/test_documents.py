@@ -24,6 +24,7 @@ from zerosearch.cli.app import app
 from zerosearch.cli.main import run as command
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
+from zerosearch.serving.engines import open_recipe
 from zerosearch.simulation.template import load_template
 from zerosearch.training.recipe_algorithm import PRESETS
 from zerosearch.training.recipe_file import load_recipe
@@ -136,7 +137,7 @@ def parse(*arguments: str) -> str:
     while hasattr(found, "commands"):
         found = found.commands[rest.pop(0)]
     given = found.make_context("zerosearch", rest).params
-    load_recipe("world", given.get("overrides") or [])
+    open_recipe(given.get("recipe") or "world", given.get("overrides") or [])
     return ""
 
 
@@ -169,7 +170,8 @@ def test_what_a_document_says_works(document: Path, reader: Reader) -> None:
         "zerosearch train world simulation.template=nowhere.toml  # needs a GPU",
         "zerosearch train world search.corpus=nowhere.jsonl  # takes half an hour",
         "zerosearch train world reward.type=weighted reward.weights.function=1 reward.function=no:where  # takes long",
-        "zerosearch serve  # needs a key",
+        "zerosearch fly  # needs a key",
+        "zerosearch serve --recipe world simulation.urls=http://one:8000/v1  # needs the server",
         "zerosearch eval runs/world-0 --fast  # takes long",
         "zerosearch eval runs/world-0 evaluation.kk=3  # takes long",
         "zerosearch view runs/world-9",

@@ -340,6 +340,17 @@ def test_what_a_simulator_is_told(withhold: Withhold, question: Question, query:
     assert not judge.requests
 
 
+def test_nobody_judges_what_there_is_no_answer_to_withhold_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerosearch.simulation.telling.MOST_JUDGED", 1)
+    chat, judge = Writer(), Writer("ANSWER")
+    engine = simulator(chat, 0.0, withhold="judge", judge=judge)
+    search(engine, question=Question("2", "", (), "client"))
+    assert not judge.requests
+    for query in ("one", "two", "two", "one"):
+        search(engine, query, PLAIN, step=len(judge.requests))
+    assert len(judge.requests) == 3, "only so many verdicts are kept"
+
+
 @pytest.mark.parametrize(
     ("reply", "tells", "unclear"),
     [("STEP", False, 0), ("Answer.", True, 0), ("**ANSWER**", True, 0), ("answer or step", False, 1), ("", False, 1)],

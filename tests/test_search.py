@@ -59,6 +59,14 @@ def test_bm25_returns_only_documents_with_a_word_of_the_query() -> None:
     assert len(BM25Engine(DOCUMENTS).rank("founder", 50)) == 2
 
 
+def test_bm25_says_how_well_a_document_fits() -> None:
+    found = BM25Engine(DOCUMENTS).page("founder anchor", 5)
+    assert list(found.documents) == BM25Engine(DOCUMENTS).rank("founder anchor", 5)
+    assert len(found.scores) == len(found.documents) == 3
+    assert list(found.scores) == sorted(found.scores, reverse=True) and found.scores[0] > found.scores[-1] > 0
+    assert BM25Engine(DOCUMENTS).page("zqzq", 5).scores == ()
+
+
 def test_documents_of_equal_score_keep_their_order() -> None:
     twins = [Document(f"Twin {sign}", "the same words", sign) for sign in "edcba"]
     assert [d.source for d in BM25Engine(twins).rank("same words", 4)] == list("edcb")

@@ -189,6 +189,15 @@ def test_who_asks_the_same_gets_the_same_page_written_once() -> None:
     assert len(chat.requests) == 5
 
 
+def test_only_so_many_pages_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerosearch.simulation.simulator.MOST_PAGES", 2)
+    chat = Writer(*(f"Doc 1: Page {n}." for n in range(9)))
+    engine = simulator(chat)
+    for query in ("fog", "mist", "fog", "rain", "mist", "fog"):
+        search(engine, query)
+    assert len(chat.requests) == 4, "the oldest of three is written again"
+
+
 def test_useful_and_noisy_pages_of_a_query_are_two() -> None:
     chat = Writer(*(f"Doc 1: Page {n}." for n in range(9)))
     pages = ask_at_once(simulator(chat, 0.5), *["fog"] * 20)

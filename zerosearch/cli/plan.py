@@ -1,6 +1,7 @@
 """What a recipe would do, in lines, from the recipe alone."""
 
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_remote import REMOTE
 
 
 def plan(recipe: Recipe) -> list[str]:
@@ -45,8 +46,9 @@ def _warm_start(recipe: Recipe) -> list[str]:
 
 def _evaluation(recipe: Recipe, what: str, wanted: bool) -> list[str]:
     evaluation = recipe.evaluation
+    engine = _remote(recipe, evaluation.engine) if evaluation.engine in REMOTE else evaluation.engine
     conditions = (
-        f"{_limited(recipe.data.test_limit)} questions, engine {evaluation.engine}, k = {evaluation.k}, "
+        f"{_limited(recipe.data.test_limit)} questions, engine {engine}, k = {evaluation.k}, "
         f"at most {_times(recipe.agent.max_turns, 'search', 'searches')}, greedy"
     )
     return [f"evaluation of {what}: {conditions}"] if wanted else []
@@ -58,6 +60,8 @@ def _reinforcement(recipe: Recipe) -> list[str]:
     searches = {
         "simulated": f"pages by {_writer(recipe)}, noise {_noise(recipe)}",
         "bm25": f"pages by BM25 over {recipe.search.corpus}",
+        "retriever": f"pages by {_remote(recipe, 'retriever')}",
+        "serpapi": f"pages by {_remote(recipe, 'serpapi')}",
         "none": "no search",
     }[recipe.search.type]
     at_most = f", at most {agent.max_turns * per_step * training.steps} searches" if agent.max_turns else ""
@@ -75,6 +79,13 @@ def _writer(recipe: Recipe) -> str:
     if simulation.mode == "self":
         return f"the policy itself, as it {'was before' if simulation.frozen else 'is'}"
     return f"{simulation.model or 'a server'} ({simulation.mode})"
+
+
+def _remote(recipe: Recipe, kind: str) -> str:
+    settings = recipe.search.retriever if kind == "retriever" else recipe.search.serpapi
+    calls = f"at most {_times(settings.max_calls, 'call')}" if settings.max_calls else "any number of calls"
+    kept = f"pages kept in {settings.cache}" if settings.cache else "no page kept"
+    return f"{kind} at {settings.url} ({calls}, {kept})"
 
 
 def _noise(recipe: Recipe) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zerosearch.data.contents import split_contents
 from zerosearch.data.document import Document
 from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.json_lines import read_json_lines
@@ -37,8 +38,7 @@ def _document(record: dict[str, Any], place: str) -> Document:
         raise UserError(f"{place} has no `id` (a string or a number): give each passage one")
     title, text = record.get("title"), record.get("text")
     if title is None and text is None and isinstance(record.get("contents"), str):
-        title, _, text = record["contents"].partition("\n")
-        title = title.strip().removeprefix('"').removesuffix('"')
+        title, text = split_contents(record["contents"])
     if not isinstance(title, str) or not isinstance(text, str):
         raise UserError(f"{place} has neither `title` and `text` nor `contents` (strings): give each passage them")
     return Document(title.strip(), text.strip(), str(identifier))

@@ -3,31 +3,19 @@
 import asyncio
 import itertools
 import os
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from zerosearch.calls import CONNECT_SECONDS, PassingError, may_pass, pause_after, retry_after, server_name
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
-    from tenacity import RetryCallState
-
-_CONNECT_SECONDS = 10.0
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 60.0
 
 
-class _PassingError(Exception):
-    """A failure after which another try may succeed. `pause`: seconds that the server asks to wait."""
-
-    def __init__(self, server: str, reason: str, pause: float | None = None) -> None:
-        super().__init__(reason)
-        self.server = server
-        self.pause = pause
+CONNECTIONS = 64
+"""Of one client: it looks at all its connections for each request, so that many are shared out to several clients."""
 
 
 class OpenAIChat:
@@ -53,7 +41,7 @@ class OpenAIChat:
     ) -> None:
         self.name = model
         self._base_urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
-        self._servers = [_server_name(url) for url in self._base_urls]
+        self._servers = [server_name(url) for url in self._base_urls]
         if not self._base_urls:
             raise UserError(f"No server is named for chat model '{model}'; give at least one base URL.")
         self._key_env = api_key_env
@@ -69,28 +57,29 @@ class OpenAIChat:
 
         clients, semaphore = self._connections()
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_PassingError),
+            retry=retry_if_exception_type(PassingError),
             stop=stop_after_attempt(self._max_retries + 1),
-            wait=_pause,
+            wait=pause_after,
             reraise=True,
         )
         try:
             return await retrying(self._try, clients, semaphore, request)
-        except _PassingError as failure:
+        except PassingError as failure:
             raise RunError(
                 f"The chat model '{self.name}' at {failure.server} failed {self._max_retries + 1} times, "
                 f"at last because it {failure}; check that the server runs and is not overloaded."
             ) from failure
 
     def _connections(self) -> tuple[list["AsyncOpenAI"], asyncio.Semaphore]:
-        """One client for each server, kept for as long as the event loop is the same."""
+        """Clients of each server, by turns, kept for as long as the event loop is the same."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             from openai import AsyncOpenAI, Timeout
 
-            limits = Timeout(self._timeout, connect=min(_CONNECT_SECONDS, self._timeout))
+            limits = Timeout(self._timeout, connect=min(CONNECT_SECONDS, self._timeout))
             self._clients = [
                 AsyncOpenAI(base_url=url, api_key=self._key or "none", timeout=limits, max_retries=0)
+                for _ in range(0, self._max_concurrency, CONNECTIONS)
                 for url in self._base_urls
             ]
             self._semaphore = asyncio.Semaphore(self._max_concurrency)
@@ -101,7 +90,7 @@ class OpenAIChat:
         import openai
 
         which = next(self._next) % len(clients)
-        server = self._servers[which]
+        server = self._servers[which % len(self._servers)]
         try:
             async with semaphore, asyncio.timeout(self._timeout):
                 completion = await clients[which].chat.completions.create(
@@ -113,23 +102,23 @@ class OpenAIChat:
                     stop=list(request.stop) or openai.omit,
                 )
         except (TimeoutError, openai.APITimeoutError) as error:
-            raise _PassingError(server, f"gave no answer within {self._timeout:g} s") from error
+            raise PassingError(server, f"gave no answer within {self._timeout:g} s") from error
         except openai.APIConnectionError as error:
-            raise _PassingError(server, f"could not be reached ({error.__cause__ or error})") from error
+            raise PassingError(server, f"could not be reached ({error.__cause__ or error})") from error
         except openai.APIStatusError as error:
             raise self._status_failure(server, error) from error
         except (ValueError, openai.APIError) as error:
-            raise _PassingError(server, "sent something that is not JSON") from error
+            raise PassingError(server, "sent something that is not JSON") from error
         try:
             content = completion.choices[0].message.content
         except (AttributeError, IndexError, TypeError) as error:
-            raise _PassingError(server, "sent something that is no chat completion") from error
+            raise PassingError(server, "sent something that is no chat completion") from error
         return content or ""
 
     def _status_failure(self, server: str, error: "APIStatusError") -> Exception:
         status = error.status_code
-        if status in (408, 409, 425, 429) or status >= 500:
-            return _PassingError(server, f"answered with status {status}", _retry_after(error.response.headers))
+        if may_pass(status):
+            return PassingError(server, f"answered with status {status}", retry_after(error.response.headers))
         if status in (401, 403):
             return RunError(
                 f"The server at {server} refused the key (status {status}); put the right one into the "
@@ -138,35 +127,3 @@ class OpenAIChat:
         message = " ".join(error.message.split())
         reason = (message.replace(self._key, "…") if self._key else message)[:300]
         return RunError(f"The server at {server} refused the request for model '{self.name}': {reason}.")
-
-
-def _pause(state: "RetryCallState") -> float:
-    """Seconds until the next try: what the server asks for, else half a second, doubled each time."""
-    from tenacity import wait_exponential, wait_random
-
-    failure = state.outcome.exception() if state.outcome else None
-    if isinstance(failure, _PassingError) and failure.pause is not None:
-        return min(failure.pause, _LONGEST_PAUSE)
-    growing = wait_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE / 2)
-    return (growing + wait_random(0, _FIRST_PAUSE))(state)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The header Retry-After in seconds: a number, or the time until a date."""
-    value = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _server_name(url: str) -> str:
-    """The address without any name and password in it."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"'{url}' is no server's address; write it like http://127.0.0.1:8000/v1.")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

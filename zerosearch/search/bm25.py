@@ -65,21 +65,26 @@ class BM25Engine:
 
     def rank(self, query: str, k: int) -> list[Document]:
         """The at most `k` best documents for the query, best first."""
+        return list(self.page(query, k).documents)
+
+    def page(self, query: str, k: int) -> Page:
+        """The at most `k` best documents for the query with their scores, best first."""
         import numpy
+
+        started = time.perf_counter()
 
         stems = self._tokenize([query], stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False)[0]
         token_ids = self._index.get_tokens_ids(stems)
         if not token_ids:
-            return []
+            return Page((), seconds=time.perf_counter() - started)
         scores = self._index.get_scores_from_ids(token_ids)
         found = numpy.flatnonzero(scores > 0)
         best = found[numpy.argsort(-scores[found], kind="stable")[:k]]
-        return [self._documents[i] for i in best]
+        documents = tuple(self._documents[i] for i in best)
+        return Page(documents, seconds=time.perf_counter() - started, scores=tuple(scores[best].tolist()))
 
     async def search(self, request: SearchRequest) -> Page:
-        started = time.perf_counter()
-        documents = tuple(self.rank(request.query, request.k))
-        return Page(documents, seconds=time.perf_counter() - started)
+        return self.page(request.query, request.k)
 
 
 def _open(passages: IndexedPassages) -> Any:

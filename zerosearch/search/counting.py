@@ -3,11 +3,14 @@
 import time
 from collections import Counter
 
-from zerosearch.search.engine import Page, SearchEngine, SearchRequest
+from zerosearch.search.engine import CountedEngine, Page, SearchEngine, SearchRequest
 
 
 class CountingEngine:
-    """Wraps an engine and counts its calls, empty pages, errors and seconds under the engine's name."""
+    """Wraps an engine and counts its calls, empty pages, errors and seconds under the engine's name.
+
+    What the engine counts itself is counted with it.
+    """
 
     def __init__(self, engine: SearchEngine) -> None:
         self.engine = engine
@@ -35,8 +38,11 @@ class CountingEngine:
         """`search/<name>/calls`, `…/empty_pages`, `…/errors` and `…/seconds` (waited, summed over calls)."""
         prefix = f"search/{self.name}"
         counts: dict[str, float] = {f"{prefix}/{key}": self._counts[key] for key in ("calls", "empty_pages", "errors")}
-        return counts | {f"{prefix}/seconds": self._seconds}
+        counts |= {f"{prefix}/seconds": self._seconds}
+        return counts | self.engine.counters() if isinstance(self.engine, CountedEngine) else counts
 
     def reset_counters(self) -> None:
         self._counts.clear()
         self._seconds = 0.0
+        if isinstance(self.engine, CountedEngine):
+            self.engine.reset_counters()

@@ -1,7 +1,7 @@
 """The search engine protocol: a request that carries its own question, and the page that answers it."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from zerosearch.data import Document, Question
 
@@ -30,13 +30,15 @@ class Page:
     """The documents that one search returned, best first.
 
     `noise` is the label that a simulator was asked for (None: not simulated). `error` is one sentence
-    when the search failed, and the page is then empty. `seconds` is the time that the search took.
+    when the search failed, and the page is then empty. `seconds` is the time that the search took. `scores` are
+    those of the documents, higher is better; none where the engine has none.
     """
 
     documents: tuple[Document, ...]
     noise: Noise | None = None
     error: str = ""
     seconds: float = 0.0
+    scores: tuple[float, ...] = ()
 
 
 class SearchEngine(Protocol):
@@ -47,6 +49,17 @@ class SearchEngine(Protocol):
     async def search(self, request: SearchRequest) -> Page:
         """Return at most `request.k` documents. A failure that may pass is a page with `error` set."""
         ...
+
+
+@runtime_checkable
+class CountedEngine(SearchEngine, Protocol):
+    """A search engine that counts what it does."""
+
+    def counters(self) -> dict[str, float]:
+        """What it counted since the last reset, by names such as `search/bm25/calls`."""
+        ...
+
+    def reset_counters(self) -> None: ...
 
 
 class EmptyEngine:

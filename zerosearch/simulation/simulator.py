@@ -39,15 +39,21 @@ class Writing:
 PLAIN, PAPER = Writing(), Dial()
 
 
+_Key = tuple[str, str, str, tuple[Label, ...], int]
+
+MOST_PAGES = 8192
+"""Pages that a simulator remembers; the oldest is written again when it is asked for again."""
+
+
 class Simulator:
     """A search engine played by a chat model, which is told what to write but never given a passage.
 
     Which documents of a page are to be noisy is drawn before the chat model is called, as a function of
     (seed, question, sample, turn, step). The page itself is a function of (seed, question, query, labels, step):
-    like a real engine it gives whoever asks the same thing the same page, which is written once. Documents of
-    different labels are asked for in calls of their own. The model may be told the question and an answer (see
-    `Teller`). A document is handed on as it was written or not at all (see `Writing.repair`). A chat model that fails
-    gives a page with an error.
+    like a real engine it gives whoever asks the same thing the same page, which is written once (the last `MOST_PAGES`
+    are remembered). Documents of different labels are asked for in calls of their own. The model may be told the
+    question and an answer (see `Teller`). A document is handed on as it was written or not at all (see
+    `Writing.repair`). A chat model that fails gives a page with an error.
 
     distractors: what irrelevant and contradicting documents are made from; without them such documents are asked for
     as plainly noisy ones.
@@ -75,8 +81,7 @@ class Simulator:
         self._teller = teller or Teller()
         self._distractors = distractors or Distractors(())
         self._counts = PageCounts()
-        self._step = 0
-        self._drafts: dict[tuple[str, str, str, tuple[Label, ...]], asyncio.Task[Draft]] = {}
+        self._drafts: dict[_Key, asyncio.Task[Draft]] = {}
 
     async def search(self, request: SearchRequest) -> Page:
         probability = self._schedule.probability(request.step)
@@ -90,16 +95,20 @@ class Simulator:
 
     async def _draft(self, request: SearchRequest, labels: tuple[Label, ...]) -> Draft:
         """What was written for this before in this step, or is being written, or else something new."""
-        if request.step != self._step:
-            self._step, self._drafts = request.step, {}
-        key = (request.question.data_set, request.question.id, request.query, labels)
-        if key not in self._drafts:
-            self._drafts[key] = asyncio.create_task(self._write(request, labels))
-        writing, drafts = self._drafts[key], self._drafts
-        draft = await asyncio.shield(writing)
-        if draft.error and drafts.get(key) is writing:
-            del drafts[key]
-        return draft
+        drafts, question = self._drafts, request.question
+        key = (question.data_set, question.id, request.query, labels, request.step)
+        if key not in drafts:
+            if len(drafts) >= MOST_PAGES:
+                del drafts[next(iter(drafts))]
+            drafts[key] = asyncio.create_task(self._write(request, labels))
+            drafts[key].add_done_callback(lambda writing: self._forget_failed(key, writing))
+        return await asyncio.shield(drafts[key])
+
+    def _forget_failed(self, key: _Key, writing: "asyncio.Task[Draft]") -> None:
+        """Let a page be written again that could not be written."""
+        failed = writing.cancelled() or writing.exception() is not None or writing.result().error
+        if failed and self._drafts.get(key) is writing:
+            del self._drafts[key]
 
     async def _write(self, request: SearchRequest, labels: tuple[Label, ...]) -> Draft:
         """Write a page, and again where that is called for, and leave out what is not to be shown."""

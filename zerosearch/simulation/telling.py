@@ -8,6 +8,9 @@ from zerosearch.data import Question
 from zerosearch.inference.chat import ChatModel, ChatRequest
 from zerosearch.simulation.hops import answers_for
 
+MOST_JUDGED = 65_536
+"""Queries of which is remembered what the judge said."""
+
 Withhold = Literal["hops", "judge", "never"]
 
 _JUDGE = string.Template(
@@ -52,7 +55,7 @@ class Teller:
     async def told(self, query: str, question: Question) -> Told:
         """Raises: RunError: the judge cannot be reached."""
         asked = answers_for(query, question)
-        if self._judge and self._withhold == "judge" and not question.hops:
+        if self._judge and self._withhold == "judge" and asked and not question.hops:
             asked = asked if await self._asks_for_the_answer(self._judge, query, question) else ()
         told = question.golden_answers if self._withhold == "never" else asked
         return Told(told[0] if told else "", asked)
@@ -60,6 +63,8 @@ class Teller:
     async def _asks_for_the_answer(self, judge: ChatModel, query: str, question: Question) -> bool:
         key = (question.data_set, question.id, query)
         if key not in self._judged:
+            if len(self._judged) >= MOST_JUDGED:
+                del self._judged[next(iter(self._judged))]
             text = _JUDGE.substitute(question=question.text, query=query)
             reply = await judge.chat(ChatRequest([{"role": "user", "content": text}], max_tokens=8, temperature=0.0))
             words = {word.strip(".,:;!*\"'") for word in reply.upper().split()}

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from zerosearch.data import Question
-from zerosearch.search.engine import Noise
+from zerosearch.search.engine import Noise, SearchEngine
+from zerosearch.search.page_cache import PageCache
+from zerosearch.search.remote import CallLimits, RemoteEngine
 from zerosearch.simulation.distractors import Distractors
 from zerosearch.simulation.noise import Dial
 from zerosearch.simulation.schedule import (
@@ -20,6 +22,7 @@ from zerosearch.simulation.simulator import Simulator, Writing
 from zerosearch.simulation.telling import Teller
 from zerosearch.simulation.template import Template, load_template
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_remote import REMOTE, Remote, Retriever, SerpApi
 
 if TYPE_CHECKING:
     import torch
@@ -116,3 +119,40 @@ def prompt_length(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> int:
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
     """The name or folder of the simulation model in this process: the one that the run tuned, where it tunes one."""
     return str(checkpoints / "simulator") if recipe.simulation.tuning.enabled else recipe.simulation.model
+
+
+def make_remote(recipe: Recipe, kind: str) -> SearchEngine:
+    """The search engine behind HTTP of that kind, with its cache where the recipe has one.
+
+    Raises:
+        UserError: an address is none, a key is missing, or the cache's file cannot be used.
+    """
+    settings: Retriever | SerpApi
+    engine: RemoteEngine
+    if kind == "retriever":
+        from zerosearch.search.retriever import RetrieverEngine
+
+        settings = recipe.search.retriever
+        engine = RetrieverEngine(settings.url, settings.protocol, _limits(settings))
+    else:
+        from zerosearch.search.serpapi import SerpApiEngine
+
+        settings = recipe.search.serpapi
+        engine = SerpApiEngine(settings.engine, settings.url, _limits(settings))
+    return PageCache(engine, Path(settings.cache), settings.cache_days) if settings.cache else engine
+
+
+def _limits(settings: Remote) -> CallLimits:
+    return CallLimits(
+        settings.timeout, settings.retries, settings.concurrency, settings.rate, settings.max_calls, settings.price
+    )
+
+
+def check_engines(recipe: Recipe) -> None:
+    """Find before anything starts what the recipe's engines behind HTTP lack.
+
+    Raises:
+        UserError: see `make_remote`.
+    """
+    for kind in {recipe.search.type, recipe.evaluation.engine} & set(REMOTE):
+        make_remote(recipe, kind)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.recipe_health import Health
+from zerosearch.training.recipe_remote import Retriever, SerpApi
 from zerosearch.training.recipe_reward import Reward
 from zerosearch.training.recipe_section import (
     Count,
@@ -21,7 +22,7 @@ from zerosearch.training.recipe_section import (
     Share,
 )
 
-LATER_SEARCH_TYPES = ("dense", "serpapi", "retriever", "mixed")
+LATER_SEARCH_TYPES = ("dense", "mixed")
 
 
 class Model(Section):
@@ -51,21 +52,24 @@ class Data(Section):
 class Search(Section):
     """The search engine that the policy meets in training."""
 
-    type: Literal["simulated", "bm25", "none"] = "simulated"
-    """`simulated` (a language model writes the pages), `bm25` (a real index) or `none` (reasoning only)."""
+    type: Literal["simulated", "bm25", "retriever", "serpapi", "none"] = "simulated"
+    """`simulated` (a language model writes the pages), `bm25`, `retriever` or `serpapi` (real ones), `none`."""
     k: Positive = 3
     """Documents on a page."""
     corpus: Annotated[str, Field(min_length=1)] = "world"
     """Passages of the real engine: `world`, a .jsonl or .jsonl.gz file, or a folder of `zerosearch search index`."""
     failure_threshold: Share = 0.1
     """The run stops when more than this share of the episodes of a step or a test end because a search failed."""
+    retriever: Retriever = Retriever()
+    serpapi: SerpApi = SerpApi()
 
     @field_validator("type", mode="before")
     @classmethod
     def _available(cls, value: object) -> object:
         if value in LATER_SEARCH_TYPES:
             raise ValueError(
-                f'search.type = "{value}" is not available in this version; use "simulated", "bm25" or "none"'
+                f'search.type = "{value}" is not available in this version; use "simulated", "bm25", "retriever", '
+                '"serpapi" or "none"'
             )
         return value
 
@@ -274,8 +278,8 @@ class Lora(Section):
 class Evaluation(Section):
     """The test with the real engine: greedy, every question counted."""
 
-    engine: Literal["bm25", "none"] = "bm25"
-    """Engine of the test: `bm25` over `search.corpus`, or `none`."""
+    engine: Literal["bm25", "retriever", "serpapi", "none"] = "bm25"
+    """Engine of the test: `bm25` over `search.corpus`, `retriever`, `serpapi` or `none`."""
     k: Positive = 3
     """Documents on a page."""
     batch: Positive = 32

@@ -28,6 +28,8 @@ from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import Template
 from zerosearch.training.checkpoint import check_weights
 from zerosearch.training.engines import (
+    check_engines,
+    make_remote,
     make_schedule,
     make_simulator,
     make_template,
@@ -37,6 +39,7 @@ from zerosearch.training.engines import (
     simulation_model,
 )
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_remote import REMOTE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,12 +57,14 @@ class Run:
 
     def __post_init__(self) -> None:
         training = self.recipe.training
+        check_engines(self.recipe)
         keep_freed_memory()
         torch.set_num_threads(training.threads or torch.get_num_threads())
         torch.use_deterministic_algorithms(training.deterministic)
         self.lane = Lane()
         self.dtype = compute_dtype(self.recipe.model.dtype)
         self._policy: PreTrainedModel | None = None
+        self._remote: dict[str, SearchEngine] = {}
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -110,14 +115,21 @@ class Run:
 
     @cached_property
     def real_engine(self) -> CountingEngine:
-        """The engine of the test, over the whole corpus."""
-        return CountingEngine(BM25Engine(self.corpus))
+        """The engine of the test: BM25 over the whole corpus, or one behind HTTP."""
+        kind = self.recipe.evaluation.engine
+        return CountingEngine(self.remote_engine(kind) if kind in REMOTE else BM25Engine(self.corpus))
 
     @property
     def test_engine(self) -> CountingEngine | None:
         """The engine that the recipe's evaluation searches with, if it searches."""
         recipe = self.recipe
-        return self.real_engine if recipe.evaluation.engine == "bm25" and recipe.agent.max_turns else None
+        return self.real_engine if recipe.evaluation.engine != "none" and recipe.agent.max_turns else None
+
+    def remote_engine(self, kind: str) -> SearchEngine:
+        """The engine behind HTTP of that kind; training and test share its limits and its cache."""
+        if kind not in self._remote:
+            self._remote[kind] = make_remote(self.recipe, kind)
+        return self._remote[kind]
 
     @cached_property
     def teaching_engine(self) -> BM25Engine:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 
@@ -23,11 +24,15 @@ from zerosearch.report.panel import open_display
 from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
 from zerosearch.report.run_folder import RunFolder
-from zerosearch.search.engine import SearchEngine
+from zerosearch.search.counting import CountingEngine
+from zerosearch.search.engine import CountedEngine, SearchEngine
+from zerosearch.search.page_cache import PageCache
+from zerosearch.search.remote import RemoteEngine
 from zerosearch.simulation.tune import collect_pages, tuning_trees
 from zerosearch.training import trainer
 from zerosearch.training.checkpoint import checkpoints, save_model
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
+from zerosearch.training.engines import check_engines
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
@@ -44,6 +49,7 @@ def train(recipe: Recipe) -> None:
     """
     if recipe.reward.function:
         load_function(recipe.reward.function)
+    check_engines(recipe)
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
     with open_display(title, stage_names(recipe), live=recipe.report.live) as display:
@@ -207,6 +213,8 @@ def measure(
         settings = replace(settings, max_turns=max_turns)
     run.display.stage(f"evaluation {system}", len(questions))
     started = time.perf_counter()
+    if isinstance(engine, CountedEngine):
+        engine.reset_counters()
     sampler = run.sampler(run.policy, recipe.evaluation.batch, settings.max_length)
     episode = method(sampler, settings) if method else run.agent(sampler, engine, settings).episode
     records: list[Scored] = []
@@ -232,7 +240,7 @@ def measure(
     conditions: dict[str, Scalar] = {
         "questions": recipe.data.test,
         "engine": engine.name if engine else "none",
-        "corpus": recipe.search.corpus,
+        **_engine_conditions(engine, recipe),
         "k": settings.k,
         "max_turns": settings.max_turns,
         "model": recipe.model.name,
@@ -243,6 +251,22 @@ def measure(
         "seconds": round(time.perf_counter() - started, 1),
     }
     folder.add_system(system, summarize(scored, conditions))
+
+
+def _engine_conditions(engine: SearchEngine | None, recipe: Recipe) -> dict[str, Scalar]:
+    """What results say of the engine that they were measured with, besides its name."""
+    inner = engine.engine if isinstance(engine, CountingEngine) else engine
+    cache = inner if isinstance(inner, PageCache) else None
+    remote = cache.engine if cache else inner
+    if not isinstance(remote, RemoteEngine):
+        return {"corpus": recipe.search.corpus}
+    counters = cache.counters() if cache else remote.counters()
+    return {
+        "address": remote.server,
+        "date": datetime.now(UTC).date().isoformat(),
+        **({"oldest_page": cache.oldest} if cache and cache.oldest else {}),
+        **{name.rpartition("/")[2]: count for name, count in counters.items()},
+    }
 
 
 def report(run: Run) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from zerosearch.errors import RunError
 from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import release_memory
@@ -20,6 +21,7 @@ from zerosearch.training.checkpoint import (
 )
 from zerosearch.training.health import Watch, step_figures
 from zerosearch.training.learner import Learner
+from zerosearch.training.recipe_remote import REMOTE
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run
 
@@ -32,7 +34,8 @@ def reinforce(run: Run, start: str) -> None:
     start: the folder or name of the model before the first step, which is also the reference.
 
     Raises:
-        RunError: too many searches failed, or the policy collapsed; the steps done so far are kept.
+        RunError: too many searches failed, the calls allowed are made, or the policy collapsed; the steps done so far
+            are kept.
     """
     recipe, folder, display = run.recipe, run.folder, run.display
     training = recipe.training
@@ -55,9 +58,15 @@ def reinforce(run: Run, start: str) -> None:
     engine = _engine(run, rewards, sampler)
     agent = run.agent(sampler, engine, run.settings(training=True))
     display.stage(STAGE, training.steps, state.step)
+    saved = state.step
     for step in range(state.step + 1, training.steps + 1):
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
-        groups = asyncio.run(run_groups(agent, order, recipe, step))
+        try:
+            groups = asyncio.run(run_groups(agent, order, recipe, step))
+        except RunError:
+            if state.step > saved:
+                _save(run, learner, state, watch)
+            raise
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         release_memory()
         sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
@@ -84,16 +93,8 @@ def reinforce(run: Run, start: str) -> None:
         watch.see(step, figures)
         watch.check(folder.checkpoints, start)
         if step == training.steps or (training.save_every and step % training.save_every == 0):
-            save_checkpoint(
-                folder.checkpoints,
-                policy,
-                run.tokenizer,
-                learner.optimizer,
-                state,
-                training.keep,
-                learner.critic,
-                watch.good_step,
-            )
+            _save(run, learner, state, watch)
+            saved = step
     rows = folder.metrics.rows(STAGE)
     counted = all("real_searches" in row for row in rows)  # older versions did not
     folder.add_measurements(
@@ -102,6 +103,19 @@ def reinforce(run: Run, start: str) -> None:
     )
     del sampler, agent, engine, learner
     release_memory()
+
+
+def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> None:
+    save_checkpoint(
+        run.folder.checkpoints,
+        run.policy,
+        run.tokenizer,
+        learner.optimizer,
+        state,
+        run.recipe.training.keep,
+        learner.critic,
+        watch.good_step,
+    )
 
 
 SHOWN = (
@@ -126,7 +140,11 @@ def _engine(run: Run, rewards: Sequence[float], sampler: LocalSampler) -> Search
         return None
     if kind == "simulated":
         return run.simulator(run.schedule(rewards), sampler)
-    return CountingEngine(BM25Engine(run.corpus, name="training"))
+    if kind not in REMOTE:
+        return CountingEngine(BM25Engine(run.corpus, name="training"))
+    engine = CountingEngine(run.remote_engine(kind))
+    engine.reset_counters()  # what earlier tests counted is no part of training
+    return engine
 
 
 def _real_calls(run: Run, engine: SearchEngine | None) -> int:

@@ -1,0 +1,459 @@
+"""The clients of distant search engines: a retriever in two forms, SerpAPI; what goes wrong and costs; the cache."""
+
+import asyncio
+import json
+import logging
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import Answer, Running, Scripted
+
+from zerosearch.calls import server_name
+from zerosearch.cli.main import run as command
+from zerosearch.data import Document, Question
+from zerosearch.errors import RunError, UserError
+from zerosearch.search.bm25 import BM25Engine
+from zerosearch.search.counting import CountingEngine
+from zerosearch.search.engine import Page, SearchEngine, SearchRequest
+from zerosearch.search.page_cache import PageCache
+from zerosearch.search.remote import CallLimits, RemoteEngine
+from zerosearch.search.retriever import RetrieverEngine
+from zerosearch.search.serpapi import SerpApiEngine
+from zerosearch.serving.app import ServerSettings, make_app
+
+QUESTION = Question("7", "Who?", ("Alice",), "world")
+DOCUMENTS = (
+    Document("Silver Anchor", "Its founder was Alice Turner.", "1"),
+    Document("Alice Turner", "Born in Lagos.\nAn engineer.", "2"),
+)
+SEARCH_R1 = {
+    "result": [
+        [
+            {"document": {"id": "1", "contents": '"Silver Anchor"\nIts founder was Alice Turner.'}, "score": 3.5},
+            {"document": {"id": "2", "contents": '"Alice Turner"\nBorn in Lagos.\nAn engineer.'}, "score": 2},
+        ]
+    ]
+}
+SERPAPI: dict[str, Any] = {
+    "search_metadata": {"status": "Success"},
+    "organic_results": [
+        {"title": "Silver Anchor", "snippet": "Its founder was Alice Turner.", "link": "https://a.example"},
+        {"title": "No snippet", "link": "https://b.example"},
+    ],
+}
+QUICK = CallLimits(timeout=5.0, retries=2)
+Make = Callable[[str], RemoteEngine]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerosearch.calls.FIRST_PAUSE", 0.01)
+    monkeypatch.setenv("SER_API_KEY", "sk-secret")
+    monkeypatch.setenv("ZEROSEARCH_TOKEN", "tk-secret")
+    monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
+
+
+def retriever(url: str, limits: CallLimits = QUICK) -> RetrieverEngine:
+    return RetrieverEngine(f"{url}/retrieve", limits=limits)
+
+
+def web(url: str, limits: CallLimits = QUICK) -> SerpApiEngine:
+    return SerpApiEngine(url=url, limits=limits)
+
+
+BOTH = pytest.mark.parametrize(("make", "body"), [(retriever, SEARCH_R1), (web, SERPAPI)], ids=["retriever", "serpapi"])
+
+
+def search(engine: SearchEngine, *queries: str, k: int = 3) -> list[Page]:
+    """The pages of queries that are asked at once."""
+
+    async def at_once() -> list[Page]:
+        return list(await asyncio.gather(*[engine.search(SearchRequest(query, QUESTION, k)) for query in queries]))
+
+    return asyncio.run(at_once())
+
+
+def test_a_retriever_is_asked_in_search_r1s_form() -> None:
+    with Scripted(Answer(SEARCH_R1)) as server:
+        (page,) = search(retriever(server.url), "a  silver\n query", k=2)
+        (short,) = search(retriever(server.url), "x", k=1)
+    assert server.asked[0].path == "/retrieve"
+    assert server.asked[0].json == {"queries": ["a silver query"], "topk": 2, "return_scores": True}
+    assert server.asked[0].headers["authorization"] == "Bearer tk-secret"
+    assert (page.documents, page.scores, page.error, page.noise) == (DOCUMENTS, (3.5, 2.0), "", None)
+    assert page.seconds > 0 and short.documents == DOCUMENTS[:1]
+
+
+@pytest.mark.parametrize(
+    ("item", "document"),
+    [
+        ({"text": "plain words"}, Document("", "plain words", "")),
+        ({"text": "of two\nlines"}, Document("", "of two\nlines", "")),
+        ({"text": '"A title"\nand text', "id": 7}, Document("A title", "and text", "7")),
+        ({"title": "T", "text": '"quoted" text', "id": "x"}, Document("T", '"quoted" text', "x")),
+        ({"contents": "T\ntext"}, Document("T", "text", "")),
+    ],
+)
+def test_a_retriever_is_asked_in_zerosearchs_form(item: dict[str, Any], document: Document) -> None:
+    with Scripted(Answer([item])) as server:
+        (page,) = search(RetrieverEngine(f"{server.url}/retrieve", "zerosearch"), "query", k=5)
+    assert server.asked[0].json == {"query": "query", "top_k": 5}
+    assert (page.documents, page.scores) == ((document,), ())
+
+
+def test_search_r1s_documents_may_come_without_scores() -> None:
+    with Scripted(Answer({"result": [[each["document"] for each in SEARCH_R1["result"][0]]]})) as server:
+        (page,) = search(retriever(server.url), "x")
+    assert (page.documents, page.scores) == (DOCUMENTS, ())
+
+
+def test_serpapi_is_asked_with_its_own_client() -> None:
+    with Scripted(Answer(SERPAPI)) as server:
+        (page,) = search(web(server.url), "who founded it?", k=2)
+        path, _, query = server.asked[0].path.partition("?")
+        given = dict(pair.split("=") for pair in query.split("&"))
+    assert (path, given["engine"], given["q"], given["num"]) == ("/search", "google", "who+founded+it%3F", "2")
+    assert given["api_key"] == "sk-secret" and server.asked[0].headers["user-agent"].startswith("serpapi-python")
+    assert page.documents == (
+        Document("Silver Anchor", "Its founder was Alice Turner.", "https://a.example"),
+        Document("No snippet", "", "https://b.example"),
+    )
+
+
+def test_nothing_found_is_an_empty_page_and_no_failure() -> None:
+    nothing = {"search_metadata": {"status": "Success"}, "error": "Google hasn't returned any results for this query."}
+    for make, body in [(web, nothing), (retriever, {"result": [[]]})]:
+        with Scripted(Answer(body)) as server:
+            (page,) = search(make(server.url), "zzz")
+            assert (page.documents, page.error, len(server.asked)) == ((), "", 1)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Answer(status=429),
+        Answer(status=500),
+        Answer(b"<html>", status=503),
+        Answer(b"{not json"),
+        Answer(b"<html>", headers={"content-type": "text/html"}),
+        Answer(b"{", cut=True),
+        Answer([1]),
+        Answer({"result": "text", "organic_results": "text"}),
+        Answer({"result": [[{"document": {"id": 1}}]], "organic_results": [{"title": 7}]}),
+        Answer(None),
+        Answer({"search_metadata": {"status": "Error"}, "error": "try again"}),
+    ],
+    ids=lambda answer: f"{answer.status} {str(answer.body)[:20]}",
+)
+def test_a_passing_failure_is_tried_again(make: Make, body: Any, trouble: Answer) -> None:
+    with Scripted(trouble, trouble, Answer(body)) as server:
+        engine = make(server.url)
+        (page,) = search(engine, "x")
+        assert len(server.asked) == 3
+    assert page.error == "" and page.documents[0].title == "Silver Anchor"
+    counters, prefix = engine.counters(), f"search/{engine.name}"
+    assert (counters[f"{prefix}/requests"], counters[f"{prefix}/failed_requests"]) == (3, 2)
+
+
+@BOTH
+def test_the_last_failure_is_a_page_with_a_sentence_that_keeps_secrets(make: Make, body: Any) -> None:
+    said = {"error": "overloaded,\n key sk-secret, token tk-secret"}
+    with Scripted(Answer(said, status=500)) as server:
+        (page,) = search(make(server.url), "x")
+        assert len(server.asked) == 3
+    assert page.documents == () and "\n" not in page.error
+    assert server.url in page.error and "3 times" in page.error and "status 500" in page.error
+    assert make is retriever or "sk-secret" not in page.error
+    assert make is web or "tk-secret" not in page.error
+
+
+@BOTH
+def test_a_server_that_is_away_or_slow(make: Any, body: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        (page,) = search(make(url), "x")
+    assert "could not be reached" in page.error and url in page.error
+    with Scripted(Answer(body, delay=3.0)) as server:
+        engine = make(server.url, CallLimits(timeout=0.3, retries=0))
+        started = time.monotonic()
+        (late,) = search(engine, "x")
+        assert "gave no page within 0.3 s" in late.error and time.monotonic() - started < 2.5
+    shown = f"{page.error} {late.error} {log_of(caplog)}"
+    assert "sk-secret" not in shown and "tk-secret" not in shown
+
+
+def log_of(caplog: pytest.LogCaptureFixture) -> str:
+    return " ".join(f"{record.getMessage()} {record.exc_text}" for record in caplog.records)
+
+
+def test_the_clients_connections_log_no_key(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Scripted(Answer(SERPAPI)) as server:
+        search(web(server.url), "x")
+    assert "/search?" in log_of(caplog) and "api_key=…" in log_of(caplog)
+    assert "sk-secret" not in log_of(caplog)
+
+
+@BOTH
+def test_the_server_says_when_to_come_again(make: Make, body: Any) -> None:
+    with Scripted(Answer(status=429, headers={"Retry-After": "1"}), Answer(body)) as server:
+        assert search(make(server.url), "x")[0].error == ""
+        first, second = server.asked
+    assert second.time - first.time > 0.9
+
+
+@BOTH
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 307])
+def test_a_server_that_refuses_everything_ends_the_run(make: Make, body: Any, status: int) -> None:
+    answer = Answer({"error": "no: sk-secret tk-secret"}, status=status, headers={"location": "http://127.0.0.1:1/x"})
+    with Scripted(answer) as server:
+        if status == 307 and make is web:
+            return  # the official client follows
+        with pytest.raises(RunError) as refused:
+            search(make(server.url), "x")
+        assert len(server.asked) == 1
+    said = str(refused.value)
+    assert str(status) in said and server.url in said and "\n" not in said
+    assert make is retriever or "sk-secret" not in said
+    assert make is web or "tk-secret" not in said
+    if status in (401, 403):
+        assert ("SER_API_KEY" if make is web else "ZEROSEARCH_TOKEN") in said
+
+
+@BOTH
+def test_a_refused_query_fails_alone_and_at_once(make: Make, body: Any) -> None:
+    with Scripted(Answer({"error": "too long"}, status=400), Answer(body)) as server:
+        engine = make(server.url)
+        (page,) = search(engine, "x")
+        assert "refused a query" in page.error and "too long" in page.error and len(server.asked) == 1
+        assert search(engine, "y")[0].error == ""
+
+
+@BOTH
+def test_calls_are_limited_in_number(make: Any, body: Any) -> None:
+    with Scripted(Answer(status=500), Answer(body)) as server:
+        engine = make(server.url, CallLimits(retries=1, max_calls=3, price=0.01))
+        assert search(engine, "a")[0].error == search(engine, "b")[0].error == ""
+        with pytest.raises(RunError, match=f"all 3 calls to the search engine '{engine.name}' that max_calls allows"):
+            search(engine, "c")
+        engine.reset_counters()
+        with pytest.raises(RunError, match="max_calls"):
+            search(engine, "c")
+        assert len(server.asked) == 3
+
+
+@BOTH
+def test_calls_are_limited_at_once_and_in_pace(make: Any, body: Any) -> None:
+    with Scripted(Answer(body, delay=0.1)) as server:
+        engine = make(server.url, CallLimits(concurrency=2))
+        assert all(page.documents for page in search(engine, *"abcdef"))
+        assert server.most_under_way == 2
+    with Scripted(Answer(body)) as server:
+        search(make(server.url, CallLimits(rate=20.0)), *"abcdef")
+        times = sorted(asked.time for asked in server.asked)
+    assert times[-1] - times[0] > 0.2
+
+
+@BOTH
+def test_what_was_answered_costs_and_is_counted(make: Any, body: Any) -> None:
+    with Scripted(Answer(status=500), Answer(body)) as server:
+        engine = CountingEngine(make(server.url, CallLimits(price=0.01)))
+        search(engine, "a", "b")
+        counters, prefix = engine.counters(), f"search/{engine.name}"
+        assert counters.pop(f"{prefix}/seconds") > 0
+        assert {name.removeprefix(f"{prefix}/"): value for name, value in counters.items()} == {
+            "calls": 2,
+            "empty_pages": 0,
+            "errors": 0,
+            "requests": 3,
+            "failed_requests": 1,
+            "cost": pytest.approx(0.02),
+        }
+        engine.reset_counters()
+        assert not any(engine.counters().values())
+
+
+def test_a_key_is_needed_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SER_API_KEY")
+    with pytest.raises(UserError, match=r"SER_API_KEY \(or SERPAPI_API_KEY\)"):
+        SerpApiEngine()
+    monkeypatch.setenv("SERPAPI_API_KEY", "other-key")
+    with Scripted(Answer(SERPAPI)) as server:
+        search(web(server.url), "x")
+        assert "api_key=other-key" in server.asked[0].path
+
+
+def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "serpapi", None)
+    with pytest.raises(UserError, match=r"zerosearch\[serpapi\]"):
+        SerpApiEngine()
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/x", "http://", "http://[::1", "http://host:port/"])
+def test_what_is_no_address(url: str) -> None:
+    for make in (RetrieverEngine, lambda address: SerpApiEngine(url=address)):
+        with pytest.raises(UserError, match="address"):
+            make(url)
+
+
+def test_names_and_passwords_in_an_address_are_used_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Scripted(Answer({"error": "no"}, status=404)) as server:
+        engine = RetrieverEngine(server.url.replace("//", "//me:word@") + "/retrieve?key=hidden", limits=QUICK)
+        with pytest.raises(RunError) as refused:
+            search(engine, "x")
+        assert server.asked[0].path == "/retrieve?key=hidden"
+        assert server.asked[0].headers["authorization"].startswith("Basic ")
+    said = str(refused.value) + engine.identity
+    assert "word" not in said and "hidden" not in said
+    assert "me:word" not in log_of(caplog)
+    assert engine.identity != RetrieverEngine(f"{server.url}/retrieve?key=other").identity
+    assert server_name("https://me:word@host:8/a?b=c") == "https://host:8/a"
+
+
+def test_an_answer_that_never_ends_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerosearch.search.retriever.MOST_BYTES", 1000)
+    with Scripted(Answer(b" " * 5000 + json.dumps(SEARCH_R1).encode())) as server:
+        assert "more than 1000 bytes" in search(retriever(server.url), "x")[0].error
+
+
+@pytest.mark.parametrize("query", ["", "half \ud800", "Ω & ? # %", "</information>"])
+def test_any_query_can_be_asked(query: str) -> None:
+    with Scripted(Answer(SEARCH_R1)) as one, Scripted(Answer(SERPAPI)) as other:
+        assert search(retriever(one.url), query)[0].error == search(web(other.url), query)[0].error == ""
+        assert one.asked[0].json["queries"] == [query]
+
+
+# Against the project's own server
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Running]:
+    with Running(make_app(BM25Engine(DOCUMENTS), ServerSettings(token="tk-secret"))) as running:
+        yield running
+
+
+def test_both_clients_get_from_the_projects_server_what_its_engine_finds(
+    own: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = BM25Engine(DOCUMENTS).page("Alice engineer", 3)
+    monkeypatch.setenv("SER_API_KEY", "tk-secret")
+    for protocol in ("search-r1", "zerosearch"):
+        (page,) = search(RetrieverEngine(f"{own.url}/retrieve", protocol), "Alice engineer")  # type: ignore[arg-type]
+        assert (page.documents, page.scores) == (expected.documents, pytest.approx(expected.scores))
+    (page,) = search(web(own.url), "Alice engineer")
+    assert [(d.title, d.text) for d in page.documents] == [(d.title, d.text) for d in expected.documents]
+    monkeypatch.setenv("ZEROSEARCH_TOKEN", "wrong")
+    with pytest.raises(RunError, match="ZEROSEARCH_TOKEN"):
+        search(retriever(own.url), "x")
+
+
+def test_a_retriever_can_be_asked_from_the_command_line(own: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            command(["search", "query", "Alice engineer", *arguments])
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    remote = ["--engine", "retriever", "--url", f"{own.url}/retrieve"]
+    code, out, _ = said(*remote, "--k", "1")
+    assert code == 0 and out == "1. Alice Turner\n   Born in Lagos.\nAn engineer.\n"
+    code, _, err = said(*remote[:3], f"{own.url}/nothing")
+    assert code == 1 and "/retrieve" in err and err.count("\n") == 1
+    assert said("--engine", "google")[::2] == (
+        2,
+        "error: there is no engine 'google': take bm25, retriever or serpapi\n",
+    )
+    assert said("--url", own.url)[0] == 2
+
+
+# The cache
+
+
+def cached(url: str, path: Path, days: float = 0.0, **limits: Any) -> PageCache:
+    return PageCache(retriever(url, CallLimits(retries=0, **limits)), path, days)
+
+
+def test_a_page_that_was_found_costs_nothing_again_and_has_a_date(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "pages.sqlite"
+    with Scripted(Answer(SEARCH_R1)) as server:
+        engine = cached(server.url, path, price=0.5)
+        first, again = search(engine, "a query")[0], search(engine, "a  query ")[0]
+        assert (again.documents, again.scores) == (first.documents, first.scores) == (DOCUMENTS, (3.5, 2.0))
+        counters = engine.counters()
+        assert (counters["search/retriever/cost"], counters["search/retriever/cached"]) == (0.5, 1)
+        assert engine.oldest.startswith(time.strftime("%Y-", time.gmtime()))
+        reopened = cached(server.url, path)
+        assert reopened.oldest == "" and search(reopened, "a query")[0].documents == DOCUMENTS
+        assert len(server.asked) == 1
+        for other, k in [("another query", 3), ("a query", 2)]:
+            search(reopened, other, k=k)
+        assert len(server.asked) == 3
+        search(PageCache(RetrieverEngine(f"{server.url}/retrieve", "zerosearch", QUICK), path), "a query")
+        assert len(server.asked) > 3, "another protocol is another engine"
+
+
+def test_a_failure_is_not_kept_and_an_empty_page_is(tmp_path: Path) -> None:
+    with Scripted(Answer(status=500), Answer({"result": [[]]})) as server:
+        engine = cached(server.url, tmp_path / "pages.sqlite")
+        assert search(engine, "x")[0].error
+        assert [search(engine, "x")[0].error for _ in range(2)] == ["", ""]
+        assert len(server.asked) == 2
+
+
+def test_who_asks_the_same_at_once_asks_once(tmp_path: Path) -> None:
+    with Scripted(Answer(SEARCH_R1, delay=0.2)) as server:
+        engine = cached(server.url, tmp_path / "pages.sqlite")
+        assert all(page.documents == DOCUMENTS for page in search(engine, *["same"] * 8, "other"))
+        assert len(server.asked) == 2
+        assert engine.counters()["search/retriever/cached"] == 7
+
+
+def test_old_pages_are_asked_for_again(tmp_path: Path) -> None:
+    path = tmp_path / "pages.sqlite"
+    with Scripted(Answer(SEARCH_R1)) as server:
+        search(cached(server.url, path), "x")
+        with sqlite3.connect(path) as file:
+            file.execute("UPDATE pages SET found = '2020-01-02T03:04:05+00:00'")
+        file.close()
+        engine = cached(server.url, path)
+        search(engine, "x")
+        assert engine.oldest.startswith("2020-01-02") and len(server.asked) == 1
+        search(cached(server.url, path, days=30), "x")
+        assert len(server.asked) == 2
+
+
+def test_a_spent_budget_reaches_whoever_waits_and_cached_pages_go_on(tmp_path: Path) -> None:
+    with Scripted(Answer(SEARCH_R1)) as server:
+        engine = cached(server.url, tmp_path / "pages.sqlite", max_calls=1)
+        search(engine, "x")
+        for queries in (["y"], ["y", "y"]):
+            with pytest.raises(RunError, match="max_calls"):
+                search(engine, *queries)
+        assert search(engine, "x")[0].documents == DOCUMENTS and len(server.asked) == 1
+
+
+@pytest.mark.parametrize("what", ["text", "folder"])
+def test_a_file_that_cannot_hold_pages(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "pages.sqlite"
+    path.mkdir() if what == "folder" else path.write_text("This is no database, but some text. " * 50)
+    with pytest.raises(UserError, match=r"pages\.sqlite cannot hold pages"):
+        cached("http://127.0.0.1:1", path)
+
+
+def test_a_page_that_was_tampered_with_is_an_error_and_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "pages.sqlite"
+    with Scripted(Answer(SEARCH_R1)) as server:
+        search(cached(server.url, path), "x")
+        with sqlite3.connect(path) as file:
+            file.execute("UPDATE pages SET documents = '[7]'")
+        file.close()
+        with pytest.raises(RunError, match=r"pages\.sqlite cannot be read"):
+            search(cached(server.url, path), "x")

@@ -1,0 +1,129 @@
+"""Pages of a real engine on disk: what was found once costs nothing again, and says when it was found."""
+
+import asyncio
+import json
+import sqlite3
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from zerosearch.data import Document
+from zerosearch.errors import RunError, UserError
+from zerosearch.search.engine import Page, SearchRequest
+from zerosearch.search.remote import RemoteEngine
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS pages (
+    engine TEXT NOT NULL, query TEXT NOT NULL, k INTEGER NOT NULL, found TEXT NOT NULL, documents TEXT NOT NULL,
+    PRIMARY KEY (engine, query, k)
+) WITHOUT ROWID
+"""
+_LOCK_SECONDS = 30.0
+
+
+class PageCache:
+    """Wraps a distant engine: a page that the file holds is read from there, another one is asked for and kept.
+
+    The same query, asked for several times at once, is asked for once. Failed searches are not kept. Processes may
+    share a file. days: pages that were found longer ago are asked for again; 0 = never.
+
+    Raises:
+        UserError: the file cannot be opened, or is something else.
+    """
+
+    def __init__(self, engine: RemoteEngine, path: Path, days: float = 0.0) -> None:
+        self.name = engine.name
+        self.engine = engine
+        self.path = path
+        self._age = timedelta(days=days) if days else None
+        self._asking: dict[tuple[str, int], asyncio.Task[Page]] = {}
+        self._cached = 0
+        self.oldest = ""
+        """When the oldest page was found that was handed out since the last reset; empty where none was."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(path, timeout=_LOCK_SECONDS, check_same_thread=False, isolation_level=None)
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = NORMAL")
+            self._file.execute(_TABLE)
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"{path} cannot hold pages ({error}): name another file, or none") from error
+
+    async def search(self, request: SearchRequest) -> Page:
+        """The page, from the file or from the engine.
+
+        Raises:
+            RunError: the file cannot be read or written; see also the engine's own.
+        """
+        started = time.perf_counter()
+        query = " ".join(request.query.split())
+        if page := self._read(query, request.k):
+            self._cached += 1
+            return Page(page.documents, seconds=time.perf_counter() - started, scores=page.scores)
+        key = (query, request.k)
+        asking = self._asking.get(key)
+        if asking is None or asking.get_loop() is not asyncio.get_running_loop():
+            asking = self._asking[key] = asyncio.create_task(self._ask(request, query))
+            asking.add_done_callback(lambda task: self._asked(key, task))
+        else:
+            self._cached += 1
+        return await asyncio.shield(asking)
+
+    async def _ask(self, request: SearchRequest, query: str) -> Page:
+        page = await self.engine.search(request)
+        if not page.error:
+            self._write(query, request.k, page)
+        return page
+
+    def _asked(self, key: tuple[str, int], task: "asyncio.Task[Page]") -> None:
+        if self._asking.get(key) is task:
+            del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # where nobody waits for it any more, asyncio would complain
+
+    def _read(self, query: str, k: int) -> Page | None:
+        try:
+            asked = "SELECT found, documents FROM pages WHERE engine = ? AND query = ? AND k = ?"
+            row = self._file.execute(asked, self._place(query, k)).fetchone()
+            if row is None or (self._age and datetime.now(UTC) - datetime.fromisoformat(row[0]) > self._age):
+                return None
+            self.oldest = min(self.oldest, row[0]) if self.oldest else row[0]
+            return _page(row[1])
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{self.path} cannot be read ({error}): delete it, or name another file") from error
+
+    def _write(self, query: str, k: int, page: Page) -> None:
+        row = (*self._place(query, k), datetime.now(UTC).isoformat(timespec="seconds"), _text(page))
+        try:
+            self._file.execute("REPLACE INTO pages VALUES (?, ?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise RunError(
+                f"a page cannot be kept in {self.path} ({error}): make room, or name another file or none"
+            ) from error
+
+    def _place(self, query: str, k: int) -> tuple[str, str, int]:
+        return self.engine.identity, json.dumps(query), k
+
+    def counters(self) -> dict[str, float]:
+        """`search/<name>/cached`: searches that cost nothing; and those of the engine."""
+        return self.engine.counters() | {f"search/{self.name}/cached": self._cached}
+
+    def reset_counters(self) -> None:
+        self._cached, self.oldest = 0, ""
+        self.engine.reset_counters()
+
+
+def _text(page: Page) -> str:
+    scores = page.scores or (None,) * len(page.documents)
+    records = [
+        {"title": document.title, "text": document.text, "source": document.source, "score": score}
+        for document, score in zip(page.documents, scores, strict=True)
+    ]
+    return json.dumps(records)
+
+
+def _page(text: str) -> Page:
+    records = json.loads(text)
+    documents = tuple(Document(str(each["title"]), str(each["text"]), str(each["source"])) for each in records)
+    scores = tuple(each["score"] for each in records)
+    return Page(documents, scores=() if None in scores else tuple(map(float, scores)))
