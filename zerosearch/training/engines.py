@@ -2,8 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+from zerosearch.agent.episode import EpisodeSettings
+from zerosearch.agent.prompt import PromptTemplate, load_prompt
+from zerosearch.data import Document
+from zerosearch.data.indexed import IndexedPassages
+from zerosearch.data.world import build_world
+from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import Noise
 from zerosearch.simulation.schedule import (
     AdaptiveNoise,
@@ -28,8 +34,45 @@ SIMULATOR_ROOM = 192
 """Tokens that the question and its answer may have in the prompt of a simulator in this process."""
 
 
+TEMPLATE = "template.toml"
+"""The file in a tuned simulator's folder that holds the template under which it was tuned."""
+
+
+def make_prompt(recipe: Recipe) -> Literal["chat", "completion"] | PromptTemplate:
+    """How the policy is asked: a word, or the template of the file that `model.prompt` names."""
+    match recipe.model.prompt:
+        case "chat" | "completion" as kind:
+            return kind
+        case path:
+            return load_prompt(Path(path))
+
+
+def episode_settings(recipe: Recipe, training: bool) -> EpisodeSettings:
+    """The budget of the recipe's episodes, in training or in its test."""
+    return EpisodeSettings(
+        max_turns=recipe.agent.max_turns,
+        k=recipe.search.k if training else recipe.evaluation.k,
+        max_tokens_per_turn=recipe.agent.max_tokens_per_turn,
+        max_observation_tokens=recipe.agent.max_observation_tokens,
+        max_length=recipe.agent.max_length,
+        temperature=recipe.training.temperature if training else 0.0,
+        prompt=make_prompt(recipe),
+        seed=recipe.seed,
+    )
+
+
+def make_teaching_engine(recipe: Recipe, corpus: Sequence[Document]) -> BM25Engine:
+    """A real engine over the recipe's corpus, without the passages of the embedded world's test half."""
+    source = corpus.source if isinstance(corpus, IndexedPassages) else recipe.search.corpus
+    return BM25Engine(build_world().train_passages if source == "world" else corpus)
+
+
 def make_template(recipe: Recipe) -> Template:
-    return load_template(recipe.simulation.template or recipe.simulation.mode)
+    """The template that the recipe names; else the one that its simulation model brings along, or that of its mode."""
+    simulation = recipe.simulation
+    own = Path(simulation.model, TEMPLATE)
+    brought = str(own) if not simulation.url and own.is_file() else simulation.mode
+    return load_template(simulation.template or brought)
 
 
 def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
@@ -93,6 +136,17 @@ def sampled_chat(
     length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
     sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
     return SampledChat(sampler, tokenizer, "simulator")
+
+
+def simulation_chat(recipe: Recipe, checkpoints: Path) -> "ChatModel":
+    """The recipe's simulation model, behind its servers or alone in this process."""
+    if recipe.simulation.url:
+        return served_chat(recipe)
+    from zerosearch.inference.local import Lane
+    from zerosearch.inference.models import compute_dtype, load_model
+
+    name = simulation_model(recipe, checkpoints)
+    return sampled_chat(recipe, name, load_model, Lane(), compute_dtype(recipe.model.dtype))
 
 
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
