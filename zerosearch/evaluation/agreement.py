@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from zerosearch.evaluation.statistics import Estimate
 
+Pair = tuple[Hashable | None, Hashable | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -37,23 +39,23 @@ def agreement(first: Sequence[Hashable | None], second: Sequence[Hashable | None
     return Agreement(Estimate(share, error, n), _kappa(Counter(both), n))
 
 
-def _kappa(counts: "Counter[tuple[Hashable | None, ...]]", n: int) -> Estimate:
-    """Things of the same pair of labels count alike, so leaving out one of each pair is a whole jackknife."""
-    cells = list(counts)
-    whole = _weighted_kappa(cells, [counts[cell] for cell in cells])
-    without = [_weighted_kappa(cells, [counts[other] - (other == cell) for other in cells]) for cell in cells]
+def _kappa(counts: Counter[Pair], n: int) -> Estimate:
+    """Things with the same pair of labels count alike, so leaving out one of each pair is a whole jackknife."""
+    pairs = list(counts)
+    whole = _weighted_kappa(pairs, [counts[pair] for pair in pairs])
+    without = [_weighted_kappa(pairs, [counts[other] - (other == pair) for other in pairs]) for pair in pairs]
     if n < 2 or any(math.isnan(kappa) for kappa in (whole, *without)):
         return Estimate(whole, math.nan, n)
-    weights = [counts[cell] / n for cell in cells]
+    weights = [counts[pair] / n for pair in pairs]
     mean = sum(weight * kappa for weight, kappa in zip(weights, without, strict=True))
     variance = sum(weight * (kappa - mean) ** 2 for weight, kappa in zip(weights, without, strict=True))
     return Estimate(whole, math.sqrt((n - 1) * variance), n)
 
 
-def _weighted_kappa(cells: Sequence[tuple[Hashable | None, ...]], weights: Sequence[int]) -> float:
+def _weighted_kappa(pairs: Sequence[Pair], weights: Sequence[int]) -> float:
     from sklearn.metrics import cohen_kappa_score
 
-    first, second = zip(*cells, strict=True)
+    first, second = zip(*pairs, strict=True)
     with warnings.catch_warnings():  # 0 / 0 is NaN
         warnings.simplefilter("ignore")
         return float(cohen_kappa_score(first, second, sample_weight=weights))

@@ -134,7 +134,8 @@ def _roles(wording: Wording, labels: Sequence[Noise]) -> list[Role]:
     if len(set(forms)) > 2:
         raise UserError("the wording of the set changes with the label in more than two ways: write the template by hand")
     places = iter(forms)
-    return ["demand" if role == "label" and next(places) != forms[-1] else role for role in sure]
+    settled: list[Role] = ["demand" if role == "label" and next(places) != forms[-1] else role for role in sure]
+    return settled
 
 
 def _cued(before: str) -> Role | None:
