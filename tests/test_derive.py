@@ -49,7 +49,7 @@ def rows(wording: str, facts: list[tuple[str, str, str]] = FACTS, k: int = 5) ->
                 query=query,
                 low=low,
                 high=low.capitalize(),
-                sentence=" They must help." if low == "useful" else "",
+                sentence=" They must be useful." if low == "useful" else "",
             ),
             page,
         )
@@ -70,6 +70,7 @@ def instructions(path: Path, made: list[tuple[str, str]]) -> Path:
     records = []
     for prompt, page in made:
         instruction, _, last = prompt.rpartition("\n")
+        instruction = instruction if last else prompt
         records.append({"instruction": instruction, "input": last, "output": page})
     path = path / "set.json"
     path.write_text(json.dumps(records))
@@ -142,9 +143,9 @@ def test_a_wording_may_show_digits_a_sentence_for_the_label_and_another_order() 
     derived = derive_template(examples(rows(WITH_SENTENCE, k=3)))
     assert (derived.reproduced, derived.template.words, derived.template.engine) == (18, 40, "a search engine")
     [_, asked] = derived.template.render("mist", "What is it?", "fog", "useful", 4)
-    assert "show 4 results of 40 words" in asked["content"] and "They must help." in asked["content"]
+    assert "show 4 results of 40 words" in asked["content"] and "They must be useful." in asked["content"]
     [_, asked] = derived.template.render("mist", "What is it?", "fog", "noisy", 4)
-    assert "They must help." not in asked["content"]
+    assert "They must be" not in asked["content"]
 
 
 def test_what_the_wording_lacks_is_said() -> None:
@@ -169,7 +170,7 @@ def test_a_few_rows_whose_texts_begin_alike_are_enough() -> None:
         (rows(PAPERLIKE)[:1], "all the same"),
         (rows(PAPERLIKE)[::2], "useful from noisy"),
         (rows(PAPERLIKE, FACTS[:1]), "too much alike"),
-        (rows(PAPERLIKE) + rows(WITH_SENTENCE), "wording"),
+        (rows(PAPERLIKE) + rows(WITH_SENTENCE), "rows of the set"),
         (rows(PAPERLIKE.replace("question", "thing").replace("answer", "point").replace("Query", "Look"))[:18], "places"),
     ],
 )

@@ -1,6 +1,7 @@
 """Tuning a simulator by its command: on judged turns and on published sets, broken off and gone on with, and exported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from zerosearch.inference.models import load_model, load_tokenizer
 from zerosearch.inference.packed import score
 from zerosearch.report.files import json_line
 from zerosearch.report.panel import LineDisplay
+from zerosearch.search.engine import Noise
 from zerosearch.simulation.template import load_template
-from zerosearch.simulation.tune import tuning_trees
+from zerosearch.simulation.tune import pages_of_turns, tuning_trees
 from zerosearch.simulation.turns import SearchTurn, read_turns
 from zerosearch.training.engines import make_template
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.simulator.export import trainer_options
+from zerosearch.training.simulator.judge import judge
+from zerosearch.training.simulator.score import score_simulator
 from zerosearch.training.simulator.tune import export_lessons, fitting, read_lessons, tune
+from zerosearch.training.source import open_source
 
 LORA = "simulation.tuning.lora.rank=2"
 
@@ -128,6 +133,17 @@ def test_pages_that_are_too_long_are_left_out(model: Path, judged: Path, tmp_pat
         tune(judged, recipe(model, "simulation.tuning.max_tokens=5"), tmp_path / "none")
 
 
+def test_the_simulator_is_told_the_answer_that_the_page_holds() -> None:
+    question = Question("1", "Who founded it?", ("A. Turner", "Alice Turner"), "d")
+    texts: list[tuple[str, Noise]] = [("By Alice Turner.", "useful"), ("By nobody.", "noisy"), ("", "noisy")]
+    turns = [SearchTurn(question, "q", (Document("", text),) if text else (), noise=noise) for text, noise in texts]
+    turns.append(SearchTurn(Question("2", "Who?", (), "d"), "q", (Document("", "x"),), noise="useful"))
+    assert [page.answer for page in pages_of_turns(turns)] == ["A. Turner", "A. Turner", ""]
+    longer = SearchTurn(question, "q", (Document("", "By Alice May Turner, or Alice Turner."),), noise="useful")
+    question = Question("3", "Who founded it?", ("Bob", "Alice Turner"), "d")
+    assert pages_of_turns([replace(longer, question=question)])[0].answer == "Alice Turner"
+
+
 def test_turns_without_labels_are_refused(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "turns.jsonl"
     path.write_text(json_line(SearchTurn(Question("1", "Who?", (), "d"), "x", ()).to_record()))
@@ -179,3 +195,20 @@ def test_adapters_are_not_exported(model: Path, judged: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="adapters are for tuning in this process"):
         export_lessons(judged, recipe(model, LORA), tmp_path / "export", gpus=4)
     assert not (tmp_path / "export").exists()
+
+
+# The embedded model
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.timeout(3600)
+def test_the_embedded_model_learns_to_write_pages_for_real_queries(shared_data: Path, tmp_path: Path) -> None:
+    judge(shared_data / "simulation" / "search_turns.jsonl.gz", tmp_path / "judged.jsonl", k=3, words=30, live=False)
+    tuned = tmp_path / "tuned"
+    tune(tmp_path / "judged.jsonl", load_recipe("world", ["simulation.tuning.pages=400"]), tuned, held_out=40)
+    source = open_source("world", [f"simulation.model={tuned}", "simulation.max_tokens=200"])
+    score = score_simulator(source, tmp_path / "score", tuned / "held-out.jsonl", queries=40)
+    useful, noisy = score.pages["useful"], score.pages["noisy"]
+    assert useful.documents.mean > 2.5 and noisy.documents.mean > 2.5
+    assert useful.holds_asked.mean > noisy.holds_asked.mean + 0.3

@@ -76,13 +76,19 @@ def collect_pages(
 
 
 def pages_of_turns(turns: Sequence[SearchTurn]) -> list[LabelledPage]:
-    """The pages of turns that have documents and a label, each with the answer that the simulator will be told."""
-    return [
-        LabelledPage(turn.question, turn.query, answers[0] if answers else "", turn.documents, turn.noise)
-        for turn in turns
-        if turn.noise and turn.documents
-        for answers in [answers_for(turn.query, turn.question)]
-    ]
+    """The pages of turns that have documents and a label.
+
+    The simulator is told the answer of the fact that the query asks for: one that the page holds, so that it learns to
+    write what it is told, else the first.
+    """
+    pages = []
+    for turn in turns:
+        if turn.noise and turn.documents:
+            answers = answers_for(turn.query, turn.question)
+            held = (answer for answer in answers if holds_answer(turn.documents, [answer]))
+            answer = next(held, answers[0] if answers else "")
+            pages.append(LabelledPage(turn.question, turn.query, answer, turn.documents, turn.noise))
+    return pages
 
 
 def page_example(page: LabelledPage, template: Template) -> TuningExample:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from zerosearch.errors import UserError
 
-_TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
+_TOKEN = re.compile(r"\n|[^\S\n]*(?:\w+|[^\w\s])|[^\S\n]+")
 
 
 @dataclass(slots=True)
