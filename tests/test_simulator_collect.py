@@ -107,7 +107,7 @@ def test_a_chat_model_plays_the_agent_over_http(tmp_path: Path, capsys: pytest.C
                 + ["--model", "m", "--url", server.url]
             )
         assert not ended.value.code, capsys.readouterr().err
-    assert f"5 search turns of 5 episodes" in capsys.readouterr().out
+    assert "5 search turns of 5 episodes" in capsys.readouterr().out
     turns = read_turns(out)
     assert [turn.query for turn in turns] == [turn.question.text for turn in turns]
     assert all(turn.documents for turn in turns)

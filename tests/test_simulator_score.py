@@ -76,7 +76,6 @@ def test_a_classifier_tells_other_words_apart_and_the_same_ones_not() -> None:
     other = told_apart(texts(draws, WORDS), texts(draws, [*WORDS, "oak"]), groups)
     assert same.n == 5 and abs(same.mean - 0.5) < 0.15 and 0 < same.standard_error < 0.1
     assert other.mean > 0.9
-    assert told_apart(texts(draws, WORDS), texts(draws, WORDS), groups).mean != same.mean
 
 
 def test_pages_of_one_question_are_never_in_training_and_in_test() -> None:

@@ -1,16 +1,18 @@
 """The search engines that a recipe names, made without torch where no model runs in this process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from zerosearch.agent.episode import EpisodeSettings
 from zerosearch.agent.prompt import PromptTemplate, load_prompt
-from zerosearch.data import Document
+from zerosearch.data import Document, Question
 from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.world import build_world
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import Noise
+from zerosearch.simulation.distractors import Distractors
+from zerosearch.simulation.noise import Dial
 from zerosearch.simulation.schedule import (
     AdaptiveNoise,
     ConstantNoise,
@@ -19,13 +21,14 @@ from zerosearch.simulation.schedule import (
     ReverseNoise,
     Schedule,
 )
-from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.simulator import Simulator, Writing
+from zerosearch.simulation.telling import Teller
 from zerosearch.simulation.template import Template, load_template
 from zerosearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from zerosearch.inference.chat import ChatModel
     from zerosearch.inference.local import Lane
@@ -68,11 +71,15 @@ def make_teaching_engine(recipe: Recipe, corpus: Sequence[Document]) -> BM25Engi
 
 
 def make_template(recipe: Recipe) -> Template:
-    """The template that the recipe names; else the one that its simulation model brings along, or that of its mode."""
+    """The template that the recipe names; else the one that its simulation model brings along, or that of its mode.
+
+    A policy that plays itself is instructed.
+    """
     simulation = recipe.simulation
+    if simulation.template or simulation.mode == "self":
+        return load_template(simulation.template or "prompt")
     own = Path(simulation.model, TEMPLATE)
-    brought = str(own) if not simulation.url and own.is_file() else simulation.mode
-    return load_template(simulation.template or brought)
+    return load_template(str(own) if not simulation.url and own.is_file() else simulation.mode)
 
 
 def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
@@ -93,16 +100,20 @@ def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
             return AdaptiveNoise(noise.start, noise.end, noise.target, noise.max_change, rewards)
 
 
-def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Simulator:
-    """The simulated engine, played by a chat model."""
-    simulation = recipe.simulation
+def make_simulator(
+    recipe: Recipe, chat: "ChatModel", schedule: Schedule, questions: Sequence[Question] = ()
+) -> Simulator:
+    """The simulated engine, played by a chat model. questions: what noise of a kind is made from."""
+    simulation, noise = recipe.simulation, recipe.simulation.noise
     return Simulator(
         chat,
         make_template(recipe),
         schedule,
         seed=recipe.seed,
-        max_tokens=simulation.max_tokens,
-        temperature=simulation.temperature,
+        writing=Writing(simulation.max_tokens, simulation.temperature, simulation.repair),
+        dial=Dial(noise.per, noise.share, noise.kinds.irrelevant, noise.kinds.near_miss, noise.kinds.contradicting),
+        teller=Teller(simulation.withhold, chat),
+        distractors=Distractors(questions),
     )
 
 
@@ -121,32 +132,39 @@ def served_chat(recipe: Recipe) -> "ChatModel":
 
 
 def sampled_chat(
-    recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
+    recipe: Recipe,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    lane: "Lane",
+    dtype: "torch.dtype",
 ) -> "ChatModel":
-    """A simulation model in this process, by its name or folder, with room for the recipe's template."""
+    """A simulation model in this process, with room for the recipe's template."""
     from zerosearch.inference.local import LocalSampler
-    from zerosearch.inference.models import load_tokenizer
     from zerosearch.inference.sampled_chat import SampledChat
-    from zerosearch.inference.tokens import encode_chat
 
-    simulation, template = recipe.simulation, make_template(recipe)
-    tokenizer = load_tokenizer(name)
-    frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
-    frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
-    length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
-    sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
+    length = prompt_length(recipe, tokenizer)
+    sampler = LocalSampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
     return SampledChat(sampler, tokenizer, "simulator")
 
 
-def simulation_chat(recipe: Recipe, checkpoints: Path) -> "ChatModel":
-    """The recipe's simulation model, behind its servers or alone in this process."""
+def prompt_length(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens that a simulator's prompt and page may have together."""
+    from zerosearch.inference.tokens import encode_chat
+
+    template = make_template(recipe)
+    frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
+    frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
+    return frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + recipe.simulation.max_tokens
+
+
+def simulation_chat(recipe: Recipe, name: str) -> "ChatModel":
+    """The recipe's simulation model, behind its servers or, by its name or folder, alone in this process."""
     if recipe.simulation.url:
         return served_chat(recipe)
     from zerosearch.inference.local import Lane
-    from zerosearch.inference.models import compute_dtype, load_model
+    from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
 
-    name = simulation_model(recipe, checkpoints)
-    return sampled_chat(recipe, name, load_model, Lane(), compute_dtype(recipe.model.dtype))
+    return sampled_chat(recipe, load_model(name), load_tokenizer(name), Lane(), compute_dtype(recipe.model.dtype))
 
 
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:

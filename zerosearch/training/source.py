@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zerosearch.errors import UserError
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.training.engines import simulation_model
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 
@@ -39,6 +40,13 @@ class Source:
                 f"{self.folder.path} holds no trained policy yet: let its training reach a checkpoint first"
             )
         return str(found[-1])
+
+    @property
+    def simulator(self) -> str:
+        """The name or folder of the model that writes pages in this process."""
+        if self.recipe.simulation.mode == "self":
+            return self.policy
+        return simulation_model(self.recipe, self.folder.checkpoints)
 
 
 def open_source(name: str, overrides: Sequence[str] = ()) -> Source:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 from zerosearch.inference.adapters import add_adapters
+from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
@@ -51,7 +52,7 @@ def reinforce(run: Run, start: str) -> None:
     episodes = training.questions_per_step * training.samples_per_question
     sampler = run.sampler(policy, min(episodes, recipe.evaluation.batch), recipe.agent.max_length)
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
-    engine = _engine(run, rewards)
+    engine = _engine(run, rewards, sampler)
     agent = run.agent(sampler, engine, run.settings(training=True))
     display.stage(STAGE, training.steps, state.step)
     for step in range(state.step + 1, training.steps + 1):
@@ -119,12 +120,12 @@ SHOWN = (
 )
 
 
-def _engine(run: Run, rewards: Sequence[float]) -> SearchEngine | None:
+def _engine(run: Run, rewards: Sequence[float], sampler: LocalSampler) -> SearchEngine | None:
     kind = run.recipe.search.type
     if kind == "none":
         return None
     if kind == "simulated":
-        return run.simulator(run.schedule(rewards))
+        return run.simulator(run.schedule(rewards), sampler)
     return CountingEngine(BM25Engine(run.corpus, name="training"))
 
 

@@ -105,7 +105,7 @@ def _settings(source: Source, turns: Path | None, count: int) -> dict[str, Any]:
     """What the pages depend on."""
     recipe, simulation = source.recipe, source.recipe.simulation
     return {
-        "simulator": simulation.model if not simulation.tuning.enabled else str(source.folder.path),
+        "simulator": source.simulator,
         "template": template_toml(make_template(recipe)),
         "temperature": simulation.temperature,
         "max_tokens": simulation.max_tokens,
@@ -119,7 +119,7 @@ def _settings(source: Source, turns: Path | None, count: int) -> dict[str, Any]:
 
 def _write_pages(source: Source, asked: Sequence[SearchTurn], stage: StageFile, display: Display) -> None:
     recipe = source.recipe
-    engines = simulators(source, simulation_chat(recipe, source.folder.checkpoints))
+    engines = simulators(source, simulation_chat(recipe, source.simulator))
     real = BM25Engine(load_corpus(recipe.search.corpus)) if not all(turn.documents for turn in asked) else None
     failed = 0
     for start in range(stage.done, len(asked), PART):
@@ -191,8 +191,7 @@ def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -
         systems[name] = ", ".join([TRAINED, name, *said]), noise
     for system, noise in systems.values():
         if system not in source.folder.read_results().systems:
-            engine = run.real_engine if noise is None else run.simulator(ConstantNoise(noise))
             run.take_policy(source.policy)
-            measure(run, system, engine)
+            measure(run, system, run.real_engine if noise is None else run.simulator(ConstantNoise(noise)))
     found = source.folder.read_results().systems
     return {name: found[system].all.f1_estimate for name, (system, _) in systems.items()}

@@ -38,7 +38,7 @@ def try_queries(source: Source, queries: Iterable[str], question: str = "", answ
 
     question, answers: what the simulator is told besides; without a question it is the query itself.
     """
-    engines = simulators(source, simulation_chat(source.recipe, source.folder.checkpoints))
+    engines = simulators(source, simulation_chat(source.recipe, source.simulator))
     for query in queries:
         asked = Question("tried", question or query, answers, "tried")
         pages = asyncio.run(write_pages(engines, SearchRequest(query, asked, source.recipe.search.k)))
