@@ -35,6 +35,7 @@ WITH_SENTENCE = (
     'Be a search engine and show 3 results of 40 words for the query "{query}".{sentence} '
     "[question: {question}] [ground truth: {answer}]"
 )
+UNTOLD = "Give {low} pages about:\n{question}\nand:\n{answer}\nand:\n{query}\nThey are {high}."
 Write = Callable[[Path, list[tuple[str, str]]], Path]
 
 
@@ -171,7 +172,10 @@ def test_a_few_rows_whose_texts_begin_alike_are_enough() -> None:
         (rows(PAPERLIKE)[::2], "useful from noisy"),
         (rows(PAPERLIKE, FACTS[:1]), "too much alike"),
         (rows(PAPERLIKE) + rows(WITH_SENTENCE), "rows of the set"),
-        (rows(PAPERLIKE.replace("question", "thing").replace("answer", "point").replace("Query", "Look"))[:18], "places"),
+        (
+            rows(UNTOLD),
+            "places",
+        ),
     ],
 )
 def test_rows_that_do_not_tell_are_refused_in_one_sentence(made: list[tuple[str, str]], said: str) -> None:

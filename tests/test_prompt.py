@@ -94,7 +94,11 @@ def test_a_question_cannot_close_the_turn_that_it_stands_in(tmp_path: Path) -> N
     assert ids.count(tokens.convert_tokens_to_ids("<|im_end|>")) == 1
 
 
-QUESTION = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(lambda text: text and "¿" not in text)
+QUESTION = (
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+    .map(str.strip)
+    .filter(lambda text: text and "¿" not in text)
+)
 
 
 @given(st.lists(QUESTION, min_size=1, max_size=4), QUESTION)
@@ -117,7 +121,7 @@ def test_a_set_that_added_question_marks_has_them_added(tmp_path: Path) -> None:
 
 
 def test_a_saved_template_is_the_same(tmp_path: Path) -> None:
-    template = load_prompt(written(tmp_path / "set.jsonl", rows(system="It's \"\"\" quoted \\ and long.\n\n")))
+    template = load_prompt(written(tmp_path / "set.jsonl", rows(system='It\'s """ quoted \\ and long.\n\n')))
     (tmp_path / "saved.toml").write_text(prompt_toml(template))
     assert load_prompt(tmp_path / "saved.toml") == template
 

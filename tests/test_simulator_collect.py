@@ -1,4 +1,4 @@
-"""Collecting search turns: every query and its page is kept, whoever plays the agent, and a broken collection goes on."""
+"""Collecting search turns: every query and its page is kept, whoever plays the agent; broken off, it goes on."""
 
 import asyncio
 import json
@@ -69,7 +69,10 @@ def test_collecting_goes_on_where_it_was_broken_off(
     written = [(tmp_path / f"{name}.jsonl").read_text() for name in ("broken", "whole")]
     assert steady(written[0]) == steady(written[1])
     with pytest.raises(UserError, match="begun with another temperature"):
-        collect(open_source("world", [*OVERRIDES, f"model.name={model}", "training.temperature=2.0"]), tmp_path / "broken.jsonl")
+        collect(
+            open_source("world", [*OVERRIDES, f"model.name={model}", "training.temperature=2.0"]),
+            tmp_path / "broken.jsonl",
+        )
 
 
 def test_a_search_that_failed_is_no_turn() -> None:
@@ -103,8 +106,8 @@ def test_a_chat_model_plays_the_agent_over_http(tmp_path: Path, capsys: pytest.C
     with TalkingServer(agent_reply) as server:
         with pytest.raises(SystemExit) as ended:
             command(
-                ["simulate", "collect", "world", "--out", str(out), "--questions", "5", "report.live=false"]
-                + ["--model", "m", "--url", server.url]
+                ["simulate", "collect", "world", "--out", str(out), "--questions", "5", "--model", "m"]
+                + ["--url", server.url, "report.live=false"]
             )
         assert not ended.value.code, capsys.readouterr().err
     assert "5 search turns of 5 episodes" in capsys.readouterr().out
@@ -159,9 +162,7 @@ def test_an_episode_of_a_chat_model_is_text_that_nobody_trains_on() -> None:
         (["agent.max_turns=0", "search.type=none"], "agent.max_turns is 0"),
     ],
 )
-def test_a_mistake_is_said(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_is_said(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command(["simulate", "collect", "world", "--out", str(tmp_path / "o.jsonl"), *arguments])
     assert ended.value.code == 2 and said in capsys.readouterr().err

@@ -28,7 +28,7 @@ from zerosearch.training.simulator import score as stage
 from zerosearch.training.simulator.score import score_simulator
 from zerosearch.training.source import open_source
 
-WORDS = "alder birch cedar dogwood elm fir ginkgo hazel ivy juniper".split()
+WORDS = ["alder", "birch", "cedar", "dogwood", "elm", "fir", "ginkgo", "hazel", "ivy", "juniper"]
 SERVED = ["simulation.mode=prompt", "simulation.model=m", "report.live=false"]
 
 
@@ -131,9 +131,10 @@ def test_a_served_simulator_is_scored_on_real_turns(tmp_path: Path, capsys: pyte
     assert pages["useful"]["told_apart"]["mean"] > 0.9
     assert score["conditions"]["queries"] == 12 and score["conditions"]["engine"] == "elsewhere"
     assert score["policy_f1"] == {}
-    assert "| pages with the answer asked for | 1.000 ± 0.000 | 1.000 ± 0.000 | 0.000 ± 0.000 |" in (
-        out / "score.md"
-    ).read_text()
+    assert (
+        "| pages with the answer asked for | 1.000 ± 0.000 | 1.000 ± 0.000 | 0.000 ± 0.000 |"
+        in (out / "score.md").read_text()
+    )
     width, height = struct.unpack(">II", (out / "score.png").read_bytes()[16:24])
     assert width > 1000 and height > 800
     assert "pages with the answer asked for" in capsys.readouterr().out
@@ -156,9 +157,7 @@ def test_a_server_that_is_away_ends_the_score_in_one_sentence(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("lively")
-def test_a_runs_simulator_and_policy_are_scored(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runs_simulator_and_policy_are_scored(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     source = open_source(str(run), ["report.live=false"])

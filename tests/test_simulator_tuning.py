@@ -1,4 +1,4 @@
-"""Tuning a simulator by its command: on judged turns and on published sets, broken off and gone on with, and exported."""
+"""Tuning a simulator by its command: on judged turns and published sets, broken off and gone on with, exported."""
 
 import json
 from dataclasses import replace

@@ -60,6 +60,7 @@ def test_turns_come_back_as_they_were(turns: list[SearchTurn], tmp_path_factory:
         ("Title: Fog Text:  Fog is a book.", "Fog", "Fog is a book."),
         ('"Title: Fog Text:  Fog is a ""dark"" book."', "Fog", 'Fog is a "dark" book.'),
         ("Fog   Fog is a book.", "Fog", "Fog is a book."),
+        ('"Fog" Smith\nHe wrote.', '"Fog" Smith', "He wrote."),
         ("Fog is a book.", "", "Fog is a book."),
         ("", "", ""),
     ],
@@ -147,6 +148,6 @@ def test_the_published_turns_are_read(shared_data: Path) -> None:
     documents = [document for turn in found for document in turn.documents]
     assert all(document.text for document in documents)
     assert sum(not document.title for document in documents) < 0.01 * len(documents)
-    assert not any(document.title.startswith(("Title:", '"')) for document in documents)
+    assert not any(document.title.startswith("Title:") or "Text:" in document.title for document in documents)
     with gzip.open(shared_data / "simulation" / "search_turns.jsonl.gz") as file:
         assert found[0].question.text == json.loads(file.readline())["question"]

@@ -1,4 +1,4 @@
-"""Prompts of published policies: the wording is taken from the `prompt` column of the user's copy of their question set."""
+"""Prompts of published policies, taken from the `prompt` column of the user's copy of their question set."""
 
 import string
 import tomllib

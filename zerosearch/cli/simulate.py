@@ -19,7 +19,7 @@ RecipeOption = Annotated[
 ]
 TemplateFrom = Annotated[
     Path | None,
-    typer.Option(help="A published tuning set: its template is derived, saved here as `<name>.template.toml` and used."),
+    typer.Option(help="A published tuning set: its template is derived, saved here (<name>.template.toml) and used."),
 ]
 
 
@@ -35,7 +35,9 @@ def collect(
     overrides: Overrides = None,
     questions: Annotated[int, typer.Option(min=0, help="Training questions to ask; 0 = data.train_limit.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="How often each question is answered.")] = 1,
-    model: Annotated[str, typer.Option(help="A chat model that plays the agent instead of the policy; needs --url.")] = "",
+    model: Annotated[
+        str, typer.Option(help="A chat model that plays the agent instead of the policy; needs --url.")
+    ] = "",
     url: Annotated[list[str] | None, typer.Option(help="Its OpenAI-compatible servers.")] = None,
 ) -> None:
     """Let an agent answer training questions with the real engine, and keep every query and its page."""
@@ -65,7 +67,9 @@ def judge(
     k: Annotated[int, typer.Option(min=0, help="Documents of a page that are kept; 0 = all.")] = 0,
     words: Annotated[int, typer.Option(min=0, help="Words of a document that are kept; 0 = all.")] = 0,
     model: Annotated[str, typer.Option(help="The chat model that judges: its name, or one in this process.")] = "",
-    url: Annotated[list[str] | None, typer.Option(help="Its OpenAI-compatible servers; none = in this process.")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="Its OpenAI-compatible servers; none = in this process.")
+    ] = None,
 ) -> None:
     """Label pages as useful or noisy by one or several judges, and tell how far those agree."""
     from zerosearch.simulation.judge import JudgeName
@@ -105,7 +109,9 @@ def tune(
         typer.echo(f"{count} examples in {out}; tune on them with: bash {out}/tune.sh")
         return
     summary = carry_out(data, resolved, out, held_out)
-    typer.echo(f"tuned on {summary['examples']} pages in {summary['updates']} updates; use it with simulation.model={out}")
+    typer.echo(
+        f"tuned on {summary['examples']} pages in {summary['updates']} updates; use it with simulation.model={out}"
+    )
 
 
 @app.command()

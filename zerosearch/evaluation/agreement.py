@@ -43,8 +43,10 @@ def _kappa(counts: Counter[Pair], n: int) -> Estimate:
     """Things with the same pair of labels count alike, so leaving out one of each pair is a whole jackknife."""
     pairs = list(counts)
     whole = _weighted_kappa(pairs, [counts[pair] for pair in pairs])
+    if n == 1:
+        return Estimate(whole, math.nan, n)
     without = [_weighted_kappa(pairs, [counts[other] - (other == pair) for other in pairs]) for pair in pairs]
-    if n < 2 or any(math.isnan(kappa) for kappa in (whole, *without)):
+    if any(math.isnan(kappa) for kappa in (whole, *without)):
         return Estimate(whole, math.nan, n)
     weights = [counts[pair] / n for pair in pairs]
     mean = sum(weight * kappa for weight, kappa in zip(weights, without, strict=True))

@@ -32,7 +32,7 @@ class Keeper(Protocol):
     """Keeps what learning needs to go on after it was broken off."""
 
     def restore(self, optimizer: torch.optim.Optimizer) -> int:
-        """Give the optimiser back what it was kept with and return how many steps are done; the model has its weights."""
+        """Give the optimiser its state back and return how many steps are done; the model has its weights."""
         ...
 
     def keep(self, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -51,8 +51,8 @@ def learn(
     """Minimise the mean negative log-likelihood of the wanted tokens; return it for each optimiser step that was made.
 
     Each step's loss is the mean over its wanted tokens, however they are split into micro-batches.
-    `progress` gets (step, steps, loss); `stop` is asked before each step. With a keeper, learning goes on where an earlier
-    call with the same trees and settings was broken off.
+    `progress` gets (step, steps, loss); `stop` is asked before each step. With a keeper, learning goes on where an
+    earlier call with the same trees and settings was broken off.
     """
     generator = random.Random(settings.seed)
     order = [tree for _ in range(settings.epochs) for tree in generator.sample(list(trees), len(trees))]

@@ -18,8 +18,8 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
     """Return the ids of a conversation in the model's chat template, up to where the assistant's turn begins.
 
-    Contents are encoded apart from the template, so that no content can close a turn or open another; where the template
-    trims them, so they are.
+    Contents are encoded apart from the template, so that no content can close a turn or open another; where the
+    template trims them, so they are.
 
     Raises:
         UserError: the tokenizer has no chat template.

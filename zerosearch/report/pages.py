@@ -12,7 +12,9 @@ from zerosearch.report.text import visible
 from zerosearch.search.engine import Noise, Page
 
 
-def show_pages(query: str, pages: Mapping[Noise, Page], notes: Mapping[Noise, str], stream: TextIO | None = None) -> None:
+def show_pages(
+    query: str, pages: Mapping[Noise, Page], notes: Mapping[Noise, str], stream: TextIO | None = None
+) -> None:
     """Print the pages that answer one query beside each other, each under its label and with its note below."""
     table = Table(
         title=Text(visible(f"query: {query}")),

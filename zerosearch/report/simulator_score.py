@@ -115,7 +115,9 @@ def _cell(estimate: Estimate) -> Cell:
 
 def _conditions(score: SimulatorScore) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {visible(str(value))}" for name, value in score.conditions.items() if value is not None
+        f"{name.replace('_', ' ')} {visible(str(value))}"
+        for name, value in score.conditions.items()
+        if value is not None
     )
 
 

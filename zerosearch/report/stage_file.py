@@ -26,8 +26,8 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any], place: Pat
         if before.get(name) != value:
             said = f" ({before.get(name)}, not {value})" if isinstance(value, int | float) else ""
             raise UserError(
-                f"{place} was begun with another {name.replace('_', ' ')}{said}: go on with the same, or choose another "
-                "place for it"
+                f"{place} was begun with another {name.replace('_', ' ')}{said}: go on with the same, or choose "
+                "another place for it"
             )
 
 

@@ -1,8 +1,8 @@
 """Templates derived from the rows of a set that published simulators were tuned on.
 
-Rows are compared. What all share is the wording; what takes one of two forms with the label is the label; of the rest, the
-word before it says whether it is the question, the answer or the query. Numbers and the engine's name in the wording
-become parameters. The rows are the user's own copy: this package carries no such wording.
+Rows are compared. What all share is the wording; what takes one of two forms with the label is the label; of the rest,
+the word before it says whether it is the question, the answer or the query. Numbers and the engine's name in the
+wording become parameters. The rows are the user's own copy: this package carries no such wording.
 """
 
 import re
@@ -132,7 +132,9 @@ def _roles(wording: Wording, labels: Sequence[Noise]) -> list[Role]:
     if "query" not in sure or ("question" not in sure and _ASKED.search(wording.text)):
         raise UserError("the rows of the set are too much alike to tell what changes: give more, of several questions")
     if len(set(forms)) > 2:
-        raise UserError("the wording of the set changes with the label in more than two ways: write the template by hand")
+        raise UserError(
+            "the wording of the set changes with the label in more than two ways: write the template by hand"
+        )
     places = iter(forms)
     settled: list[Role] = ["demand" if role == "label" and next(places) != forms[-1] else role for role in sure]
     return settled

@@ -85,7 +85,7 @@ def judge_messages(turn: SearchTurn) -> list[Message]:
 
 
 def parse_verdict(reply: str) -> Noise | None:
-    """The label that a judge's reply gives: by its verdict lines, or by the whole of it; None where they differ or lack."""
+    """The label that a judge's reply gives, by its verdict lines or the whole of it; None where they differ or lack."""
     said = _THOUGHT.sub("", reply)
     verdicts = {word.lower() for word in _VERDICT.findall(said)}
     if not verdicts and (bare := _BARE.fullmatch(said)):

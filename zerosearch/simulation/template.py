@@ -19,7 +19,7 @@ from zerosearch.search.engine import Noise
 _MARKER = re.compile(r"^\s*(?:[-#>]+[ \t]*)?(\*\*)?doc(?:ument)?[ \t]*([0-9]{1,6})(?!\w)", re.IGNORECASE)
 _LABEL = "(Title:"
 _TYPES = {"words": int, "noisy_informed": bool}
-_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from zerosearch.search.engine import Noise
 
 _PASSAGES = (
     re.compile(r"Title: (?P<title>.*?) Text:\s+(?P<text>.*)", re.DOTALL),
-    re.compile(r'"?(?P<title>[^\n]*?)"?\n(?P<text>.*)', re.DOTALL),
+    re.compile(r'"(?P<title>[^\n]*)"\n(?P<text>.*)', re.DOTALL),
+    re.compile(r"(?P<title>[^\n]*)\n(?P<text>.*)", re.DOTALL),
     re.compile(r"(?P<title>[^\n]{1,200}?) {3}(?P<text>.*)", re.DOTALL),
 )
 """How passages are written as one text: with labels, the title on a line of its own, or three spaces behind it."""
@@ -75,8 +76,8 @@ def first_words(text: str, count: int) -> str:
 def read_turns(path: Path) -> list[SearchTurn]:
     """The turns of a .jsonl or .jsonl.gz file, in its order.
 
-    A record is one that `SearchTurn.to_record` made, or holds `question`, `query`, `docs` (passages, each title and text
-    in one) and where they are known `golden_answers`, `dataset`, `src` (the engine) and `correct`.
+    A record is one that `SearchTurn.to_record` made, or holds `question`, `query`, `docs` (passages, each title and
+    text in one) and where they are known `golden_answers`, `dataset`, `src` (the engine) and `correct`.
 
     Raises:
         UserError: the file cannot be read, holds no turn, or a record is not of these forms.

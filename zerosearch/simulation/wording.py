@@ -76,8 +76,9 @@ def compare(prompts: Sequence[str]) -> Wording:
         UserError: they are all the same, or of several wordings.
     """
     tokens = [_TOKEN.findall(prompt) for prompt in prompts]
-    frame = tokens[0]
-    for other in tokens[1:]:
+    shared = set(tokens[0]).intersection(*tokens[1:])
+    frame, *others = ([token for token in each if token in shared] for each in tokens)
+    for other in others:
         blocks = SequenceMatcher(None, frame, other, autojunk=False).get_matching_blocks()
         frame = [token for block in blocks for token in frame[block.a : block.a + block.size]]
     *before, end = _pieces(frame, tokens)
@@ -86,14 +87,16 @@ def compare(prompts: Sequence[str]) -> Wording:
         raise UserError("the rows of the set are all the same, so they do not tell what changes: give more of them")
     for prompt in prompts:
         if (values := wording.values(prompt)) is None:
-            raise UserError("the rows of the set are not of one wording: give those of one wording in a file of their own")
+            raise UserError(
+                "the rows of the set are not of one wording: give those of one wording in a file of their own"
+            )
         for slot, value in zip(wording.slots, values, strict=True):
             slot.values.append(value)
     return wording
 
 
 def _pieces(frame: Sequence[str], prompts: Sequence[Sequence[str]]) -> list[str]:
-    """Part the frame where any prompt has something between. A word that texts in one place happen to share is no piece."""
+    """Part the frame where any prompt has more. A word that all texts in one place happen to share is no piece."""
     gaps: set[int] = set()
     for prompt in prompts:
         at, there = 0, 0

@@ -39,7 +39,8 @@ class Model(Section):
     def _known_prompt(cls, value: str) -> str:
         if value not in ("chat", "completion") and not value.endswith((".toml", ".parquet", ".jsonl", ".jsonl.gz")):
             raise ValueError(
-                f'model.prompt is "{value}"; set it to "chat", "completion" or the path of a .toml, .parquet or .jsonl file'
+                f'model.prompt is "{value}"; set it to "chat", "completion" or the path of a .toml, .parquet or .jsonl '
+                "file"
             )
         return value
 

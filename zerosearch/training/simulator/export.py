@@ -1,7 +1,7 @@
 """What a trainer for many GPUs needs to tune a simulator: the examples as parquet and a command of verl's.
 
-The command is for `verl.trainer.sft_trainer` of verl 0.9 (github.com/verl-project/verl, config/sft_trainer_engine.yaml):
-it tunes on what the assistant says, in the model's chat template, and writes a Hugging Face folder beside its shards.
+The command is for `verl.trainer.sft_trainer` of verl 0.9 (configured by config/sft_trainer_engine.yaml): it tunes on what
+the assistant says, in the model's chat template, and writes a Hugging Face folder beside its shards.
 """
 
 import io
@@ -74,8 +74,8 @@ def _script(recipe: Recipe, examples: int, gpus: int) -> str:
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            f"# Tunes a simulator on {examples} examples with verl 0.9 on {gpus} GPUs; run again, it goes on where it ended.",
-            "# Take checkpoints/global_step_<last>/huggingface as simulation.model and template.toml as simulation.template.",
+            f"# Tunes a simulator on {examples} examples with verl 0.9 on {gpus} GPUs; run again, it goes on.",
+            "# Then simulation.model = checkpoints/global_step_<last>/huggingface, simulation.template = template.toml",
             "set -euo pipefail",
             'cd "$(dirname "$0")"',
             " \\\n    ".join([command, *options]),

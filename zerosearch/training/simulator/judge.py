@@ -11,6 +11,7 @@ from zerosearch.errors import UserError
 from zerosearch.evaluation.agreement import agreement
 from zerosearch.report.panel import open_display
 from zerosearch.report.stage_file import StageFile, fingerprint
+from zerosearch.search.engine import Noise
 from zerosearch.simulation.judge import (
     REASONING_TOKENS,
     ChatJudge,
@@ -44,7 +45,7 @@ def judge(
 
     k, words: pages are cut to so many documents of so many words before they are judged; 0 leaves them whole.
     model, url: the chat model that judges for `llm`, behind OpenAI-compatible servers or in this process.
-    The same call goes on where it was broken off. Returns the summary: each judge's labels, and how pairs of them agree.
+    The same call goes on where it was broken off. Returns the summary: each judge's labels, and how pairs agree.
 
     Raises:
         UserError: a file or a judge is wrong. RunError: the chat model cannot be reached.
@@ -73,13 +74,15 @@ async def _judged(turns: Sequence[SearchTurn], judges: dict[JudgeName, Judge]) -
     """The turns with every judge's verdict, and the first one's as their label."""
 
     async def one(turn: SearchTurn) -> SearchTurn:
-        verdicts = {name: await judge(turn) for name, judge in judges.items()}
+        verdicts: dict[str, Noise | None] = {name: await judge(turn) for name, judge in judges.items()}
         return replace(turn, noise=next(iter(verdicts.values())), verdicts=verdicts)
 
     return await asyncio.gather(*map(one, turns))
 
 
-def _judges(by: Sequence[JudgeName], turns: Sequence[SearchTurn], model: str, url: Sequence[str]) -> dict[JudgeName, Judge]:
+def _judges(
+    by: Sequence[JudgeName], turns: Sequence[SearchTurn], model: str, url: Sequence[str]
+) -> dict[JudgeName, Judge]:
     known: dict[JudgeName, Judge] = {"containment": judge_containment, "outcome": judge_outcome}
     if "llm" in by and turns:
         known["llm"] = ChatJudge(_chat(turns, model, url))

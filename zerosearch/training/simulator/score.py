@@ -47,8 +47,8 @@ def score_simulator(
     turns: search turns whose queries are asked, and whose pages are the real engine's; without them the queries are
     made from the test questions, and the recipe's real engine is asked. queries: how many are drawn; 0 takes all.
     Where the source is a run, its policy is measured with the real engine and with the simulator at noise 0, 0.5 and 1,
-    into the run's results. overrides: those of the source, which name these measurements. The same call goes on where it
-    was broken off.
+    into the run's results. overrides: those of the source, which name these measurements. The same call goes on where
+    it was broken off.
 
     Raises:
         UserError: a file is wrong, or the folder holds another score. RunError: too many searches failed.
@@ -146,12 +146,8 @@ def _with_real_page(turn: SearchTurn, real: BM25Engine | None, k: int) -> Search
     return replace(turn, documents=tuple(real.rank(turn.query, k)), engine=real.name)
 
 
-async def _pages_for(
-    turns: Sequence[SearchTurn], engines: dict[Noise, Simulator], k: int
-) -> list[dict[Noise, Page]]:
-    return await asyncio.gather(
-        *(write_pages(engines, SearchRequest(turn.query, turn.question, k)) for turn in turns)
-    )
+async def _pages_for(turns: Sequence[SearchTurn], engines: dict[Noise, Simulator], k: int) -> list[dict[Noise, Page]]:
+    return await asyncio.gather(*(write_pages(engines, SearchRequest(turn.query, turn.question, k)) for turn in turns))
 
 
 def _answered(stage: StageFile) -> Iterator[AnsweredQuery]:
@@ -186,9 +182,9 @@ def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -
     said = [override for override in overrides if not override.startswith("report.")]
     real = ", ".join([TRAINED, *(override for override in said if not override.startswith("simulation."))])
     systems: dict[str, tuple[str, float | None]] = {REAL: (real, None)}
-    for noise in NOISES:
-        name = SIMULATED.format(noise)
-        systems[name] = ", ".join([TRAINED, name, *said]), noise
+    for share in NOISES:
+        name = SIMULATED.format(share)
+        systems[name] = ", ".join([TRAINED, name, *said]), share
     for system, noise in systems.values():
         if system not in source.folder.read_results().systems:
             run.take_policy(source.policy)

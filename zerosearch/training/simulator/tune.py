@@ -185,8 +185,8 @@ def fitting(
     pairs = [(example, tree) for example, tree in zip(examples, trees, strict=True) if tree.tokens <= limit]
     if not pairs:
         raise UserError(
-            f"none of the {len(examples)} pages to tune on fits into simulation.tuning.max_tokens = {limit}: raise it, or "
-            "judge them with fewer --words"
+            f"none of the {len(examples)} pages to tune on fits into simulation.tuning.max_tokens = {limit}: raise it, "
+            "or judge them with fewer --words"
         )
     return [example for example, _ in pairs], [tree for _, tree in pairs]
 
