@@ -18,7 +18,7 @@ from zerosearch.inference.tokens import encode_chat
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.simulation.quality import holds_answer
 from zerosearch.simulation.template import format_documents, load_template
-from zerosearch.simulation.tune import LabelledPage, collect_pages, tuning_trees
+from zerosearch.simulation.tune import LabelledPage, collect_pages, page_example, tuning_trees
 from zerosearch.training.demonstrations import demonstrate, script, supervised_tree
 
 TOKENS = tiny.tokenizer()
@@ -211,7 +211,8 @@ def test_tuning_pages_are_the_same_each_time_and_as_many_as_asked_for() -> None:
 
 def test_a_tuned_simulator_reads_the_prompt_that_it_will_be_asked_with_and_learns_the_page() -> None:
     template = load_template("sft")
-    for page, tree in zip(pages(), tuning_trees(pages(), template, TOKENS, 3), strict=True):
+    examples = [page_example(page, template) for page in pages()]
+    for page, tree in zip(pages(), tuning_trees(examples, TOKENS), strict=True):
         messages = template.render(page.query, page.question.text, page.answer, page.noise, 3)
         assert list(tree.prefix) == encode_chat(TOKENS, messages)
         (branch,) = tree.branches

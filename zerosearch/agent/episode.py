@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from zerosearch.agent.prompt import PromptTemplate
 from zerosearch.agent.protocol import AgentProtocol, TagProtocol
 from zerosearch.agent.trajectory import Search, Segment, Trajectory
 from zerosearch.data import Question
@@ -24,7 +25,8 @@ class EpisodeSettings:
 
     max_turns: searches allowed; one more turn is there for the answer. An invalid action uses up a turn.
     k: documents per page. temperature: 0 is greedy.
-    prompt: `chat` uses the model's chat template, `completion` plain text (base models).
+    prompt: `chat` uses the model's chat template, `completion` plain text (base models); a template brings the messages
+        of its own in place of the protocol's.
     """
 
     max_turns: int = 4
@@ -33,7 +35,7 @@ class EpisodeSettings:
     max_observation_tokens: int = 256
     max_length: int = 768
     temperature: float = 1.0
-    prompt: Literal["chat", "completion"] = "chat"
+    prompt: Literal["chat", "completion"] | PromptTemplate = "chat"
     seed: int = 0
 
 
@@ -57,7 +59,10 @@ class Agent:
         Raises:
             UserError: it leaves no room for an answer.
         """
-        if self.settings.prompt == "chat":
+        prompt = self.settings.prompt
+        if isinstance(prompt, PromptTemplate):
+            ids = encode_chat(self.tokenizer, prompt.messages_for(question.text))
+        elif prompt == "chat":
             ids = encode_chat(self.tokenizer, self.protocol.messages(question.text))
         else:
             ids = encode_text(self.tokenizer, self.protocol.completion_prompt(question.text))

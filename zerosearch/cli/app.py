@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from zerosearch import __version__
-from zerosearch.cli import ask, data, evaluate, search, serve, train, view
+from zerosearch.cli import ask, data, evaluate, search, serve, simulate, train, view
 from zerosearch.cli.main import Interrupted
 
 
@@ -52,3 +52,4 @@ app.command()(view.view)
 app.command()(serve.serve)
 app.add_typer(data.app, name="data")
 app.add_typer(search.app, name="search")
+app.add_typer(simulate.app, name="simulate")

@@ -28,3 +28,17 @@ def world(
         f"{len(built.passages)} passages, {len(built.train)} training questions and "
         f"{len(built.test)} test questions in {out}"
     )
+
+
+@app.command()
+def prompt(
+    questions: Annotated[Path, typer.Argument(help="A .parquet or .jsonl file with a `prompt` column.")],
+    out: Annotated[Path, typer.Option(help="The .toml file to write; `model.prompt` takes it.")],
+) -> None:
+    """Save the prompt of a published policy from the question set that it was trained on."""
+    from zerosearch.agent.prompt import load_prompt, prompt_toml
+    from zerosearch.report.files import write_atomically
+
+    template = load_prompt(questions)
+    write_atomically(out, prompt_toml(template))
+    typer.echo(f"the prompt of {questions} is in {out}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.data.json_lines import read_json_lines
+from zerosearch.data.parquet import read_parquet
 from zerosearch.data.question import Question
 from zerosearch.data.record import question_from_record, reason_to_leave_out
 from zerosearch.data.world import build_world
@@ -137,28 +138,11 @@ def _data_set_name(path: Path) -> str:
 
 def _read_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix == ".parquet":
-        yield from _read_parquet(path)
+        for number, record in read_parquet(path, _COLUMNS + _WORLD_COLUMNS):
+            yield f"row {number}", record
     else:
         for number, record in read_json_lines(path):
             yield f"line {number}", record
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name in _COLUMNS + _WORLD_COLUMNS]
-            number = 0
-            for batch in file.iter_batches(columns=columns):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", record
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: check the path") from error
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is no readable parquet file: fetch or write it again") from error
 
 
 def _read_hub(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from zerosearch.agent.trajectory import Trajectory
-from zerosearch.data import Question
 from zerosearch.errors import RunError
 from zerosearch.evaluation.metrics import exact_match, f1, substring_match
 from zerosearch.evaluation.results import Scored
+
+Asked = TypeVar("Asked")
+"""A question, or with it what else tells its episode from others."""
 
 
 def score_trajectory(trajectory: Trajectory) -> Scored:
@@ -28,8 +31,8 @@ def score_trajectory(trajectory: Trajectory) -> Scored:
 
 
 async def run_benchmark(
-    episode: Callable[[Question], Awaitable[Trajectory]],
-    questions: Sequence[Question],
+    episode: Callable[[Asked], Awaitable[Trajectory]],
+    questions: Sequence[Asked],
     concurrency: int = 32,
     failure_threshold: float = 0.1,
     progress: Callable[[Trajectory], None] | None = None,
@@ -43,7 +46,7 @@ async def run_benchmark(
     places = asyncio.Semaphore(concurrency)
     failed: list[Trajectory] = []
 
-    async def one(question: Question) -> Trajectory:
+    async def one(question: Asked) -> Trajectory:
         async with places:
             trajectory = await episode(question)
         if trajectory.ending == "search_failed":

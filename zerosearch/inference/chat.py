@@ -4,10 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
+from zerosearch.errors import UserError
+
 
 class Message(TypedDict):
     role: str
     content: str
+
+
+def read_messages(values: Sequence[object], place: str) -> list[Message]:
+    """The messages of a record.
+
+    Raises:
+        UserError: one is something else; the sentence names `place`.
+    """
+    messages: list[Message] = []
+    for value in values:
+        match value:
+            case {"role": str(role), "content": str(content)}:
+                messages.append({"role": role, "content": content})
+            case _:
+                raise UserError(f"a message in {place} has no `role` and `content` (texts): correct or remove it")
+    return messages
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -28,28 +28,42 @@ class SupervisedSettings:
     dtype: torch.dtype = torch.float32
 
 
+class Keeper(Protocol):
+    """Keeps what learning needs to go on after it was broken off."""
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> int:
+        """Give the optimiser its state back and return how many steps are done; the model has its weights."""
+        ...
+
+    def keep(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Called after each step."""
+        ...
+
+
 def learn(
     model: "PreTrainedModel",
     trees: Sequence[Tree],
     settings: SupervisedSettings,
     progress: Callable[[int, int, float], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    keeper: Keeper | None = None,
 ) -> list[float]:
-    """Minimise the mean negative log-likelihood of the wanted tokens; return it for each optimiser step.
+    """Minimise the mean negative log-likelihood of the wanted tokens; return it for each optimiser step that was made.
 
     Each step's loss is the mean over its wanted tokens, however they are split into micro-batches.
-    `progress` gets (step, steps, loss); `stop` is asked before each step.
+    `progress` gets (step, steps, loss); `stop` is asked before each step. With a keeper, learning goes on where an
+    earlier call with the same trees and settings was broken off.
     """
     generator = random.Random(settings.seed)
     order = [tree for _ in range(settings.epochs) for tree in generator.sample(list(trees), len(trees))]
     steps = [order[at : at + settings.batch_size] for at in range(0, len(order), settings.batch_size)]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    done = keeper.restore(optimizer) if keeper else 0
     rising = max(1, round(settings.warmup * len(steps)))
     losses = []
     model.train()
-    for index, batch in enumerate(steps):
+    for index, batch in enumerate(steps[done:], done):
         if stop is not None and stop():
             break
         rate = (index + 1) / rising if index < rising else 1 - 0.9 * (index - rising) / max(1, len(steps) - rising)
@@ -61,10 +75,12 @@ def learn(
             loss = -score(model, trees_of_batch, dtype=settings.dtype).log_probs.sum() / wanted
             loss.backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
+        if keeper is not None:
+            keeper.keep(index + 1, optimizer)
         if progress is not None:
             progress(index + 1, len(steps), total)
     model.eval()

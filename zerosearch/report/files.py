@@ -139,18 +139,19 @@ class JsonLines:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """One line of strict JSON. Numbers of other libraries become floats, NaN and infinities null."""
-    plain = _plain(row)
+    plain = plain_json(row)
     line = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     if _SURROGATE.search(line):
         line = json.dumps(plain)
     return line + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """The value in the types of JSON: numbers of other libraries become floats, NaN and infinities null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     if value is None or isinstance(value, str | bool | int):
         return value
     number = float(value)

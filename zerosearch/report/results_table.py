@@ -27,7 +27,7 @@ def show_results(results: Results, stream: TextIO | None = None) -> None:
     console = open_console(stream)
     for title, rows in _tables(results):
         for part in _parts(rows) if console.width < WIDE else [rows]:
-            console.print(_rich_table(title, part), Text())
+            console.print(rich_table(title, part), Text())
     console.print(Text(LEGEND, style="dim"))
     if shared := shared_conditions(results):
         console.print(Text(f"Conditions: {shared}.", style="dim"))
@@ -37,13 +37,13 @@ def show_gains(gains: Mapping[str, Gains], stream: TextIO | None = None) -> None
     """Print what reinforcement gained over each other system, paired by question."""
     if gains:
         console = open_console(stream)
-        console.print(_rich_table("F1 gained by RL over", _gain_rows(gains)), Text())
+        console.print(rich_table("F1 gained by RL over", _gain_rows(gains)), Text())
         console.print(Text("± standard error of the difference, paired by question", style="dim"))
 
 
 def results_markdown(results: Results) -> str:
     """The same as Markdown."""
-    parts = [f"**{title}**\n\n{_markdown_table(rows)}" for title, rows in _tables(results)]
+    parts = [f"**{title}**\n\n{markdown_table(rows)}" for title, rows in _tables(results)]
     if shared := shared_conditions(results):
         parts.append(f"Conditions: {shared}.")
     return "\n\n".join(parts) + "\n"
@@ -161,7 +161,8 @@ def _parts(rows: Sequence[Sequence[Cell]]) -> list[list[Sequence[Cell]]]:
     return [[row[:middle] for row in rows], [[row[0], *row[middle:]] for row in rows]]
 
 
-def _rich_table(title: str, rows: Sequence[Sequence[Cell]]) -> Table:
+def rich_table(title: str, rows: Sequence[Sequence[Cell]]) -> Table:
+    """A table for the terminal; the first row is its header, and the first column names the others."""
     table = Table(
         title=title,
         title_justify="left",
@@ -188,7 +189,8 @@ def _rich_cell(cell: Cell) -> Text:
     return Text.assemble(mean, ("\n" + error.replace("± 0", "±0"), "dim"))
 
 
-def _markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
+def markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
+    """The same in Markdown."""
     header, *body = [[visible(str(cell)).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *body])

@@ -6,7 +6,7 @@ import re
 import string
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from zerosearch.search.engine import Noise
 _MARKER = re.compile(r"^\s*(?:[-#>]+[ \t]*)?(\*\*)?doc(?:ument)?[ \t]*([0-9]{1,6})(?!\w)", re.IGNORECASE)
 _LABEL = "(Title:"
 _TYPES = {"words": int, "noisy_informed": bool}
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
     """How a simulator is asked for a page, in texts with `$placeholders` (`$$` is a dollar sign).
 
-    layout: the message; may use $engine, $k, $words, $label, $demand, $example, $question and $answer, and
-        must use $query.
+    layout: the message; may use $engine, $k, $k_in_words, $words, $label, $demand, $example, $question and $answer,
+        and must use $query.
     question, answer: what stands for $question and $answer in the layout, around their $text. Nothing stands
         there where the text is not known, nor on a noisy page unless `noisy_informed`.
     engine: who the simulator is to be. words: how long a document is to be.
@@ -57,7 +58,7 @@ class Template:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        layout = {"engine", "k", "words", "label", "demand", "example", "question", "answer", "query"}
+        layout = {"engine", "k", "k_in_words", "words", "label", "demand", "example", "question", "answer", "query"}
         _check_placeholders("layout", self.layout, layout)
         _check_placeholders("question", self.question, {"text"})
         _check_placeholders("answer", self.answer, {"text"})
@@ -73,6 +74,7 @@ class Template:
         values = {
             "engine": self.engine,
             "k": str(k),
+            "k_in_words": number_in_words(k),
             "words": str(self.words),
             "label": label,
             "demand": self.useful_demand if useful else self.noisy_demand,
@@ -112,6 +114,21 @@ def load_template(name: str) -> Template:
         ) from error
     except ValueError as error:
         raise UserError(f"The simulation template '{name}' cannot be parsed: {error}.") from error
+
+
+def template_toml(template: Template) -> str:
+    """The template as a TOML file, which `load_template` reads back to an equal one."""
+    import tomli_w
+
+    values = {key: value for key, value in asdict(template).items() if value is not None}
+    for key in ("useful_documents", "noisy_documents"):
+        values[key] = [{"title": document["title"], "text": document["text"]} for document in values[key]]
+    return tomli_w.dumps({key: value for key, value in values.items() if value != []}, multiline_strings=True)
+
+
+def number_in_words(number: int) -> str:
+    """Small numbers in words, larger ones in digits."""
+    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
 
 
 def format_documents(documents: Sequence[Document]) -> str:

@@ -1,4 +1,4 @@
-"""Tuning a simulator: pages that a real engine finds, labelled, and what a model learns from them."""
+"""Tuning a simulator: pages that a real engine found, labelled, and what a model learns from them."""
 
 import random
 from collections.abc import Sequence
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from zerosearch.data import Document, Question
 from zerosearch.errors import UserError
+from zerosearch.inference.chat import Message
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import Noise
-from zerosearch.simulation.hops import hop_asked_for
+from zerosearch.simulation.hops import answers_for, hop_asked_for
 from zerosearch.simulation.quality import holds_answer
 from zerosearch.simulation.template import Template, format_documents
+from zerosearch.simulation.turns import SearchTurn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,13 +26,21 @@ WORDINGS = ("{subject} {relation}", "{relation} of {subject}", "{subject}")
 
 @dataclass(frozen=True, slots=True)
 class LabelledPage:
-    """A page that the engine found, the answer of the hop that the query asks for, and whether it holds it."""
+    """A page that the engine found, the answer that the simulator is told (empty: none), and the page's label."""
 
     question: Question
     query: str
     answer: str
     documents: tuple[Document, ...]
     noise: Noise
+
+
+@dataclass(frozen=True, slots=True)
+class TuningExample:
+    """What a simulator learns from: the messages that ask for a page, and the page as it is to be written."""
+
+    messages: tuple[Message, ...]
+    target: str
 
 
 def collect_pages(
@@ -65,17 +75,35 @@ def collect_pages(
     )
 
 
-def tuning_trees(
-    pages: Sequence[LabelledPage], template: Template, tokenizer: "PreTrainedTokenizerBase", k: int
-) -> "list[Tree]":
-    """Return what supervised learning reads: the template's prompt, and the page with its end of turn wanted."""
+def pages_of_turns(turns: Sequence[SearchTurn]) -> list[LabelledPage]:
+    """The pages of turns that have documents and a label.
+
+    The simulator is told the answer of the fact that the query asks for: one that the page holds, so that it learns to
+    write what it is told, else the first.
+    """
+    pages = []
+    for turn in turns:
+        if turn.noise and turn.documents:
+            answers = answers_for(turn.query, turn.question)
+            held = (answer for answer in answers if holds_answer(turn.documents, [answer]))
+            answer = next(held, answers[0] if answers else "")
+            pages.append(LabelledPage(turn.question, turn.query, answer, turn.documents, turn.noise))
+    return pages
+
+
+def page_example(page: LabelledPage, template: Template) -> TuningExample:
+    """The example that a page makes under the template by which the simulator will be asked."""
+    messages = template.render(page.query, page.question.text, page.answer, page.noise, len(page.documents))
+    return TuningExample(tuple(messages), format_documents(page.documents))
+
+
+def tuning_trees(examples: Sequence[TuningExample], tokenizer: "PreTrainedTokenizerBase") -> "list[Tree]":
+    """Return what supervised learning reads: the messages, and the page with its end of turn wanted."""
     from zerosearch.inference.packed import Branch, Tree
     from zerosearch.inference.tokens import encode_chat, encode_text
 
     trees = []
-    for page in pages:
-        messages = template.render(page.query, page.question.text, page.answer, page.noise, k)
-        prompt = encode_chat(tokenizer, messages)
-        target = [*encode_text(tokenizer, format_documents(page.documents)), tokenizer.eos_token_id]
-        trees.append(Tree(prompt, [Branch(target, [True] * len(target))]))
+    for example in examples:
+        target = [*encode_text(tokenizer, example.target), tokenizer.eos_token_id]
+        trees.append(Tree(encode_chat(tokenizer, example.messages), [Branch(target, [True] * len(target))]))
     return trees

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,15 +40,24 @@ class TrainingState:
     rewards: tuple[float, ...] = ()
 
 
-def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write a model folder that transformers loads, atomically.
+def save_model(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    beside: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model folder that transformers loads, atomically; adapters are merged.
+
+    beside: texts of further files, by their names.
 
     Raises:
         RunError: the disk is full.
     """
     with whole_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=merged_state(model) if has_adapters(model) else None)
         tokenizer.save_pretrained(temporary)
+        for name, text in (beside or {}).items():
+            (temporary / name).write_text(text, "utf-8")
 
 
 def save_checkpoint(

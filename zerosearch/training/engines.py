@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from zerosearch.data import Question
+from zerosearch.agent.episode import EpisodeSettings
+from zerosearch.agent.prompt import PromptTemplate, load_prompt
+from zerosearch.data import Document, Question
+from zerosearch.data.indexed import IndexedPassages
+from zerosearch.data.world import build_world
+from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import Noise, SearchEngine
 from zerosearch.search.page_cache import PageCache
 from zerosearch.search.remote import CallLimits, RemoteEngine
@@ -35,10 +40,49 @@ SIMULATOR_ROOM = 192
 """Tokens that the question and its answer may have in the prompt of a simulator in this process."""
 
 
+TEMPLATE = "template.toml"
+"""The file in a tuned simulator's folder that holds the template under which it was tuned."""
+
+
+def make_prompt(recipe: Recipe) -> Literal["chat", "completion"] | PromptTemplate:
+    """How the policy is asked: a word, or the template of the file that `model.prompt` names."""
+    match recipe.model.prompt:
+        case "chat" | "completion" as kind:
+            return kind
+        case path:
+            return load_prompt(Path(path))
+
+
+def episode_settings(recipe: Recipe, training: bool) -> EpisodeSettings:
+    """The budget of the recipe's episodes, in training or in its test."""
+    return EpisodeSettings(
+        max_turns=recipe.agent.max_turns,
+        k=recipe.search.k if training else recipe.evaluation.k,
+        max_tokens_per_turn=recipe.agent.max_tokens_per_turn,
+        max_observation_tokens=recipe.agent.max_observation_tokens,
+        max_length=recipe.agent.max_length,
+        temperature=recipe.training.temperature if training else 0.0,
+        prompt=make_prompt(recipe),
+        seed=recipe.seed,
+    )
+
+
+def make_teaching_engine(recipe: Recipe, corpus: Sequence[Document]) -> BM25Engine:
+    """A real engine over the recipe's corpus, without the passages of the embedded world's test half."""
+    source = corpus.source if isinstance(corpus, IndexedPassages) else recipe.search.corpus
+    return BM25Engine(build_world().train_passages if source == "world" else corpus)
+
+
 def make_template(recipe: Recipe) -> Template:
-    """The template that the recipe names, or the built-in one of its mode; a policy that plays itself is instructed."""
-    mode = "sft" if recipe.simulation.mode == "sft" else "prompt"
-    return load_template(recipe.simulation.template or mode)
+    """The template that the recipe names; else the one that its simulation model brings along, or that of its mode.
+
+    A policy that plays itself is instructed.
+    """
+    simulation = recipe.simulation
+    if simulation.template or simulation.mode == "self":
+        return load_template(simulation.template or "prompt")
+    own = Path(simulation.model, TEMPLATE)
+    return load_template(str(own) if not simulation.url and own.is_file() else simulation.mode)
 
 
 def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
@@ -114,6 +158,16 @@ def prompt_length(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> int:
     frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
     frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
     return frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + recipe.simulation.max_tokens
+
+
+def simulation_chat(recipe: Recipe, name: str) -> "ChatModel":
+    """The recipe's simulation model, behind its servers or, by its name or folder, alone in this process."""
+    if recipe.simulation.url:
+        return served_chat(recipe)
+    from zerosearch.inference.local import Lane
+    from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
+
+    return sampled_chat(recipe, load_model(name), load_tokenizer(name), Lane(), compute_dtype(recipe.model.dtype))
 
 
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:

@@ -30,10 +30,20 @@ class Model(Section):
 
     name: Annotated[str, Field(min_length=1)] = "embedded"
     """`embedded` (SmolLM2-135M-Instruct from the package registry), a hub id or a local folder."""
-    prompt: Literal["chat", "completion"] = "chat"
-    """`chat` for instruct models (their chat template), `completion` for base models."""
+    prompt: Annotated[str, Field(min_length=1)] = "chat"
+    """`chat` (instruct models), `completion` (base models), or a file: a set with a `prompt` column, a saved prompt."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the forward and backward pass; weights stay float32. `auto` takes bfloat16 where it is fast."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _known_prompt(cls, value: str) -> str:
+        if value not in ("chat", "completion") and not value.endswith((".toml", ".parquet", ".jsonl", ".jsonl.gz")):
+            raise ValueError(
+                f'model.prompt is "{value}"; set it to "chat", "completion" or the path of a .toml, .parquet or .jsonl '
+                "file"
+            )
+        return value
 
 
 class Data(Section):
@@ -107,6 +117,15 @@ class Noise(Section):
     kinds: Kinds = Kinds()
 
 
+class Lora(Section):
+    """Low-rank adapters beside a model's linear layers, trained in place of its weights."""
+
+    rank: Count = 0
+    """Rank of the adapters; 0 = none, all weights are trained."""
+    alpha: PositiveFloat = 32.0
+    """The adapters' part is scaled by alpha / rank."""
+
+
 class Tuning(Section):
     """Tuning the simulator on pages that the real engine found for training questions (mode `sft`)."""
 
@@ -120,6 +139,11 @@ class Tuning(Section):
     """Pages in one update."""
     learning_rate: PositiveFloat = 2e-5
     """Peak learning rate."""
+    max_tokens: Positive = 1024
+    """Tokens of a page with its prompt; longer ones are left out."""
+    save_every: Count = 50
+    """Updates between checkpoints of `zerosearch simulate tune`; 0 = none."""
+    lora: Lora = Lora()
 
 
 class Simulation(Section):
@@ -264,15 +288,6 @@ class Training(Section):
     """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one."""
     threads: Count = 0
     """CPU threads; 0 = all cores."""
-
-
-class Lora(Section):
-    """Low-rank adapters beside the policy's linear layers, trained in place of its weights."""
-
-    rank: Count = 0
-    """Rank of the adapters; 0 = none, all weights are trained."""
-    alpha: PositiveFloat = 32.0
-    """The adapters' part is scaled by alpha / rank."""
 
 
 class Evaluation(Section):

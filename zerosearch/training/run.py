@@ -12,9 +12,7 @@ from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
-from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.question_set import load_questions
-from zerosearch.data.world import build_world
 from zerosearch.inference.local import Lane, LocalSampler
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
 from zerosearch.inference.sampled_chat import SampledChat
@@ -29,9 +27,11 @@ from zerosearch.simulation.template import Template
 from zerosearch.training.checkpoint import check_weights
 from zerosearch.training.engines import (
     check_engines,
+    episode_settings,
     make_remote,
     make_schedule,
     make_simulator,
+    make_teaching_engine,
     make_template,
     prompt_length,
     sampled_chat,
@@ -134,25 +134,14 @@ class Run:
     @cached_property
     def teaching_engine(self) -> BM25Engine:
         """A real engine without passages of the test half, for demonstrations and simulator tuning."""
-        source = self.corpus.source if isinstance(self.corpus, IndexedPassages) else self.recipe.search.corpus
-        return BM25Engine(build_world().train_passages if source == "world" else self.corpus)
+        return make_teaching_engine(self.recipe, self.corpus)
 
     @cached_property
     def template(self) -> Template:
         return make_template(self.recipe)
 
     def settings(self, training: bool) -> EpisodeSettings:
-        recipe = self.recipe
-        return EpisodeSettings(
-            max_turns=recipe.agent.max_turns,
-            k=recipe.search.k if training else recipe.evaluation.k,
-            max_tokens_per_turn=recipe.agent.max_tokens_per_turn,
-            max_observation_tokens=recipe.agent.max_observation_tokens,
-            max_length=recipe.agent.max_length,
-            temperature=recipe.training.temperature if training else 0.0,
-            prompt=recipe.model.prompt,
-            seed=recipe.seed,
-        )
+        return episode_settings(self.recipe, training)
 
     def sampler(self, model: "PreTrainedModel", slots: int, length: int) -> LocalSampler:
         """A sampler of the model. length: of the longest sequence; more where the policy writes pages, too."""

@@ -15,7 +15,7 @@ from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
 from zerosearch.inference.local import LocalSampler
-from zerosearch.inference.models import load_model, load_tokenizer
+from zerosearch.inference.models import load_tokenizer
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.report.console import open_console
 from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
@@ -28,15 +28,17 @@ from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import CountedEngine, SearchEngine
 from zerosearch.search.page_cache import PageCache
 from zerosearch.search.remote import RemoteEngine
-from zerosearch.simulation.tune import collect_pages, tuning_trees
+from zerosearch.simulation.template import template_toml
+from zerosearch.simulation.tune import collect_pages, page_example
 from zerosearch.training import trainer
 from zerosearch.training.checkpoint import checkpoints, save_model
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
-from zerosearch.training.engines import check_engines
+from zerosearch.training.engines import TEMPLATE, check_engines
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
+from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
 
 Method = Callable[[LocalSampler, EpisodeSettings], Episode]
 
@@ -73,7 +75,7 @@ def stage_names(recipe: Recipe) -> list[str]:
     if recipe.evaluation.untrained:
         names.append(f"evaluation {UNTRAINED}")
     if recipe.search.type == "simulated" and recipe.simulation.tuning.enabled:
-        names.append("simulator tuning")
+        names.append(STAGE)
     if recipe.warm_start.enabled:
         names.append("warm start")
         if recipe.evaluation.warm_start:
@@ -111,22 +113,16 @@ def tune_simulator(run: Run) -> None:
         return
     started = time.perf_counter()
     run.drop_policy()
-    run.folder.resume("simulator tuning", 0)
-    run.display.stage("simulator tuning", -(-tuning.pages // tuning.batch_size) * tuning.epochs)
+    run.folder.resume(STAGE, 0)
     pages = collect_pages(run.train_questions, run.teaching_engine, recipe.search.k, tuning.pages, recipe.seed)
     tokenizer = load_tokenizer(recipe.simulation.model)
-    trees = tuning_trees(pages, run.template, tokenizer, recipe.search.k)
-    model = load_model(recipe.simulation.model)
-    settings = SupervisedSettings(
-        tuning.epochs,
-        tuning.batch_size,
-        tuning.learning_rate,
-        seed=recipe.seed,
-        micro_batch_tokens=recipe.training.micro_batch_tokens,
-        dtype=run.dtype,
-    )
-    learn(model, trees, settings, lambda step, steps, loss: _learned(run, "simulator tuning", step, loss))
-    save_model(model, tokenizer, target)
+    _, trees = fitting([page_example(page, run.template) for page in pages], recipe, tokenizer)
+    run.display.stage(STAGE, updates(trees, recipe))
+
+    def progress(step: int, _: int, loss: float) -> None:
+        _learned(run, STAGE, step, loss)
+
+    tune_model(recipe, trees, tokenizer, target, progress, files={TEMPLATE: template_toml(run.template)})
     run.folder.add_measurements(simulator_tuning_seconds=round(time.perf_counter() - started, 1))
 
 

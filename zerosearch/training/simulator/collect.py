@@ -1,0 +1,152 @@
+"""Collecting search turns: an agent answers questions with a real engine, and every query and its page is kept."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from zerosearch.agent.chat_agent import chat_agent
+from zerosearch.agent.episode import Agent
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data import Question
+from zerosearch.data.corpus import load_corpus
+from zerosearch.data.question_set import load_questions
+from zerosearch.errors import UserError
+from zerosearch.evaluation.benchmark import run_benchmark
+from zerosearch.evaluation.metrics import exact_match
+from zerosearch.report.panel import Display, open_display
+from zerosearch.report.stage_file import StageFile
+from zerosearch.search.engine import Page, SearchEngine, SearchRequest
+from zerosearch.simulation.turns import SearchTurn
+from zerosearch.training.engines import episode_settings, make_teaching_engine
+from zerosearch.training.recipe import Recipe
+from zerosearch.training.source import Source
+
+if TYPE_CHECKING:
+    from zerosearch.inference.chat import ChatModel
+
+STAGE = "collecting"
+PART = 4
+"""Episodes that are written at once, in full batches."""
+
+Play = tuple[Question, int]
+"""A question and which of its samples."""
+
+
+class RecordingEngine:
+    """Wraps an engine and keeps the page of every search that did not fail, by question and sample."""
+
+    def __init__(self, engine: SearchEngine) -> None:
+        self.engine, self.name = engine, engine.name
+        self._turns: dict[Play, list[SearchTurn]] = {}
+
+    async def search(self, request: SearchRequest) -> Page:
+        page = await self.engine.search(request)
+        if not page.error:
+            date = datetime.now(UTC).isoformat(timespec="seconds")
+            turn = SearchTurn(request.question, request.query, page.documents, self.name, date)
+            self._turns.setdefault((request.question, request.sample), []).append(turn)
+        return page
+
+    def take(self, trajectory: Trajectory) -> list[SearchTurn]:
+        """The turns of an episode that has ended, with how it ended; they are not kept any longer."""
+        found = self._turns.pop((trajectory.question, trajectory.sample), [])
+        return [replace(turn, right=ended_right(trajectory)) for turn in found]
+
+
+def ended_right(trajectory: Trajectory) -> bool:
+    """Whether an episode's answer is a golden one, word for word."""
+    return exact_match(trajectory.answer, trajectory.question.golden_answers) == 1
+
+
+def collect(source: Source, out: Path, samples: int = 1, chat: "ChatModel | None" = None) -> dict[str, Any]:
+    """Let an agent answer the source's training questions with the real engine, and write the turns into `out`.
+
+    The agent is the source's policy, or a chat model. Each question is answered `samples` times, at the temperature of
+    training. The same call goes on where it was broken off. Returns the summary: episodes, how many ended right and how
+    many searched nothing, and turns (`rows`).
+
+    Raises:
+        UserError: the file is taken. RunError: too many searches failed, or the chat model cannot be reached.
+    """
+    recipe = source.recipe
+    if not recipe.agent.max_turns:
+        raise UserError("agent.max_turns is 0, so nothing would be searched: set it to 1 or more to collect")
+    questions = load_questions(recipe.data.train, "train", recipe.data.train_limit).questions
+    plays = [(question, sample) for question in questions for sample in range(samples)]
+    stage = StageFile(out, _settings(source, samples, chat))
+    with open_display("zerosearch simulate collect", [STAGE], live=recipe.report.live) as display:
+        if stage.done < len(plays):
+            engine = RecordingEngine(make_teaching_engine(recipe, load_corpus(recipe.search.corpus)))
+            settings = episode_settings(recipe, training=True)
+            agent = chat_agent(chat, engine, settings) if chat else _policy_agent(source, engine, display)
+            display.stage(STAGE, len(plays), stage.done)
+            _run(agent, engine, plays, stage, recipe, display)
+    return stage.summary
+
+
+def _policy_agent(source: Source, engine: SearchEngine, display: Display) -> Agent:
+    """The agent of the source's policy, in this process."""
+    from zerosearch.training.run import Run
+
+    run = Run(source.recipe, source.folder, display)
+    run.take_policy(source.policy)
+    settings = run.settings(training=True)
+    return run.agent(run.sampler(run.policy, source.recipe.evaluation.batch, settings.max_length), engine, settings)
+
+
+def _run(
+    agent: Agent, engine: RecordingEngine, plays: Sequence[Play], stage: StageFile, recipe: Recipe, display: Display
+) -> None:
+    size = PART * recipe.evaluation.batch
+    counts = {name: int(stage.summary.get(name, 0)) for name in ("right", "without_search")}
+    for start in range(stage.done, len(plays), size):
+        part = plays[start : start + size]
+        trajectories = asyncio.run(
+            run_benchmark(
+                lambda play: agent.episode(*play),
+                part,
+                recipe.evaluation.batch,
+                recipe.search.failure_threshold,
+                _progress(display, start),
+            )
+        )
+        turns = [engine.take(trajectory) for trajectory in trajectories]
+        counts["right"] += sum(map(ended_right, trajectories))
+        counts["without_search"] += sum(not each for each in turns)
+        stage.add([turn.to_record() for each in turns for turn in each], start + len(part), **counts)
+
+
+def _progress(display: Display, before: int) -> Callable[[Trajectory], None]:
+    """Shows episodes as they end, and of those since the beginning of the part which share ended right."""
+    ended: list[Trajectory] = []
+
+    def progress(trajectory: Trajectory) -> None:
+        ended.append(trajectory)
+        display.update(
+            before + len(ended),
+            right=fmean(map(ended_right, ended)),
+            searches=fmean(len(each.searches) for each in ended),
+        )
+
+    return progress
+
+
+def _settings(source: Source, samples: int, chat: "ChatModel | None") -> dict[str, Any]:
+    """What the turns depend on."""
+    recipe = source.recipe
+    return {
+        "agent_model": chat.name if chat else source.policy,
+        "prompt": recipe.model.prompt,
+        "questions": recipe.data.train,
+        "questions_used": recipe.data.train_limit,
+        "samples": samples,
+        "corpus": recipe.search.corpus,
+        "k": recipe.search.k,
+        "agent": recipe.agent.model_dump(),
+        "temperature": recipe.training.temperature,
+        "seed": recipe.seed,
+    }

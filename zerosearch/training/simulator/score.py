@@ -1,0 +1,193 @@
+"""Scoring a simulator: its pages beside a real engine's for the same queries, and a policy under each."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from zerosearch.data import Document, Question
+from zerosearch.data.corpus import load_corpus
+from zerosearch.data.question_set import load_questions
+from zerosearch.errors import RunError
+from zerosearch.evaluation.pages import AnsweredQuery, compare_pages
+from zerosearch.evaluation.results import TRAINED
+from zerosearch.evaluation.statistics import Estimate
+from zerosearch.report.files import write_atomically
+from zerosearch.report.panel import Display, open_display
+from zerosearch.report.run_folder import gather_versions
+from zerosearch.report.simulator_score import SimulatorScore, plot_score, score_markdown
+from zerosearch.report.stage_file import StageFile, fingerprint
+from zerosearch.search.bm25 import BM25Engine
+from zerosearch.search.engine import Noise, Page, SearchRequest
+from zerosearch.simulation.schedule import ConstantNoise
+from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.template import template_toml
+from zerosearch.simulation.tune import WORDINGS
+from zerosearch.simulation.turns import SearchTurn, read_turns
+from zerosearch.training.engines import make_template, simulation_chat
+from zerosearch.training.simulator.trial import simulators, write_pages
+from zerosearch.training.source import Source
+
+STAGE = "writing pages"
+PART = 32
+"""Queries whose pages are written at once and then kept."""
+REAL, SIMULATED = "real engine", "simulator at noise {:g}"
+NOISES = (0.0, 0.5, 1.0)
+
+
+def score_simulator(
+    source: Source, out: Path, turns: Path | None = None, queries: int = 200, overrides: Sequence[str] = ()
+) -> SimulatorScore:
+    """Compare the source's simulator with the real engine, and write `score.json`, `score.md` and `score.png`.
+
+    turns: search turns whose queries are asked, and whose pages are the real engine's; without them the queries are
+    made from the test questions, and the recipe's real engine is asked. queries: how many are drawn; 0 takes all.
+    Where the source is a run, its policy is measured with the real engine and with the simulator at noise 0, 0.5 and 1,
+    into the run's results. overrides: those of the source, which name these measurements. The same call goes on where
+    it was broken off.
+
+    Raises:
+        UserError: a file is wrong, or the folder holds another score. RunError: too many searches failed.
+    """
+    recipe = source.recipe
+    asked = _drawn(read_turns(turns) if turns else _turns_of(_test_questions(source)), queries, recipe.seed)
+    with open_display("zerosearch simulate score", [STAGE], live=recipe.report.live) as display:
+        stage = StageFile(out / "pages.jsonl", _settings(source, turns, len(asked)))
+        display.stage(STAGE, len(asked), stage.done)
+        if stage.done < len(asked):
+            _write_pages(source, asked, stage, display)
+        policy = _policy_scores(source, overrides, display) if source.is_run else {}
+    answered = list(_answered(stage))
+    conditions = {
+        "simulator": recipe.simulation.model,
+        "queries": len(asked),
+        "from": str(turns or recipe.data.test),
+        "engine": ", ".join(sorted({turn.engine or "bm25" for turn in asked})),
+        "k": recipe.search.k,
+        "temperature": recipe.simulation.temperature,
+        "seed": recipe.seed,
+        "date": datetime.now(UTC).date().isoformat(),
+        **{name: value for name, value in gather_versions().items() if name in ("zerosearch", "commit")},
+    }
+    score = SimulatorScore(conditions, compare_pages(answered, recipe.seed), policy, _lengths(answered))
+    write_atomically(out / "score.json", json.dumps(score.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(out / "score.md", score_markdown(score))
+    plot_score(score, out / "score.png")
+    return score
+
+
+def _test_questions(source: Source) -> Sequence[Question]:
+    data = source.recipe.data
+    return load_questions(data.test, "test", data.test_limit).questions
+
+
+def _turns_of(questions: Sequence[Question]) -> list[SearchTurn]:
+    """Queries without pages: one for each hop of the questions, or the question where it has none."""
+    return [
+        SearchTurn(question, query, ())
+        for question in questions
+        for query in [WORDINGS[0].format(subject=hop.subject, relation=hop.relation) for hop in question.hops]
+        or [question.text]
+    ]
+
+
+def _drawn(turns: Sequence[SearchTurn], count: int, seed: int) -> list[SearchTurn]:
+    """So many of the turns, at random; a query that was asked again for its question counts once."""
+    different = list({(*turn.key, turn.query): turn for turn in turns}.values())
+    return random.Random(f"score {seed}").sample(different, min(count or len(different), len(different)))
+
+
+def _settings(source: Source, turns: Path | None, count: int) -> dict[str, Any]:
+    """What the pages depend on."""
+    recipe, simulation = source.recipe, source.recipe.simulation
+    return {
+        "simulator": source.simulator,
+        "template": template_toml(make_template(recipe)),
+        "temperature": simulation.temperature,
+        "max_tokens": simulation.max_tokens,
+        "queries": count,
+        "turns": fingerprint(turns) if turns else recipe.data.test,
+        "corpus": recipe.search.corpus,
+        "k": recipe.search.k,
+        "seed": recipe.seed,
+    }
+
+
+def _write_pages(source: Source, asked: Sequence[SearchTurn], stage: StageFile, display: Display) -> None:
+    recipe = source.recipe
+    engines = simulators(source, simulation_chat(recipe, source.simulator))
+    real = BM25Engine(load_corpus(recipe.search.corpus)) if not all(turn.documents for turn in asked) else None
+    failed = 0
+    for start in range(stage.done, len(asked), PART):
+        part = [_with_real_page(turn, real, recipe.search.k) for turn in asked[start : start + PART]]
+        pages = asyncio.run(_pages_for(part, engines, recipe.search.k))
+        errors = [page.error for each in pages for page in each.values() if page.error]
+        failed += len(errors)
+        if failed > recipe.search.failure_threshold * 2 * len(asked):
+            raise RunError(
+                f"{failed} of {2 * len(asked)} pages could not be written, more than search.failure_threshold = "
+                f"{recipe.search.failure_threshold:g} allows; the last error was: {errors[-1]}"
+            )
+        rows = [
+            {**turn.to_record(), "simulated": {noise: asdict(page) for noise, page in each.items()}}
+            for turn, each in zip(part, pages, strict=True)
+        ]
+        stage.add(rows, start + len(part))
+        display.update(start + len(part), failed=failed)
+
+
+def _with_real_page(turn: SearchTurn, real: BM25Engine | None, k: int) -> SearchTurn:
+    if turn.documents or real is None:
+        return turn.cut(k)
+    return replace(turn, documents=tuple(real.rank(turn.query, k)), engine=real.name)
+
+
+async def _pages_for(turns: Sequence[SearchTurn], engines: dict[Noise, Simulator], k: int) -> list[dict[Noise, Page]]:
+    return await asyncio.gather(*(write_pages(engines, SearchRequest(turn.query, turn.question, k)) for turn in turns))
+
+
+def _answered(stage: StageFile) -> Iterator[AnsweredQuery]:
+    """The queries and pages that were written."""
+    for turn, row in zip(read_turns(stage.path), stage.rows(), strict=True):
+        simulated = {noise: _page(page) for noise, page in row["simulated"].items()}
+        yield AnsweredQuery(turn.question, turn.query, Page(turn.documents), simulated)
+
+
+def _page(record: Mapping[str, Any]) -> Page:
+    documents = tuple(Document(**document) for document in record["documents"])
+    return Page(documents, record["noise"], record["error"], record["seconds"])
+
+
+def _lengths(answered: Sequence[AnsweredQuery]) -> dict[str, list[int]]:
+    """Words of each document, its title included."""
+    pages = {"real": [query.real for query in answered]}
+    for name in answered[0].simulated if answered else ():
+        pages[name] = [query.simulated[name] for query in answered]
+    return {
+        name: [len(f"{document.title} {document.text}".split()) for page in each for document in page.documents]
+        for name, each in pages.items()
+    }
+
+
+def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -> dict[str, Estimate]:
+    """F1 of the run's policy with the real engine and with the simulator, measured where the run has it not yet."""
+    from zerosearch.training.run import Run
+    from zerosearch.training.stages import measure
+
+    run = Run(source.recipe, source.folder, display)
+    said = [override for override in overrides if not override.startswith("report.")]
+    real = ", ".join([TRAINED, *(override for override in said if not override.startswith("simulation."))])
+    systems: dict[str, tuple[str, float | None]] = {REAL: (real, None)}
+    for share in NOISES:
+        name = SIMULATED.format(share)
+        systems[name] = ", ".join([TRAINED, name, *said]), share
+    for system, noise in systems.values():
+        if system not in source.folder.read_results().systems:
+            run.take_policy(source.policy)
+            measure(run, system, run.real_engine if noise is None else run.simulator(ConstantNoise(noise)))
+    found = source.folder.read_results().systems
+    return {name: found[system].all.f1_estimate for name, (system, _) in systems.items()}
