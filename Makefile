@@ -15,13 +15,14 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt $(PIP_ARGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-seeds controls test lint format reference clean
+.PHONY: help quickstart quickstart-seeds controls test test-integrations lint format reference clean
 
 help:
 	@echo "make quickstart        train the embedded world (about half an hour on 2 cores)"
 	@echo "make quickstart-seeds  the same for seeds 0, 1 and 2, and their mean"
 	@echo "make controls          what the run in RUN=$(RUN) owes to searching"
 	@echo "make test              the tests"
+	@echo "make test-integrations the tests of the adapters to OpenEnv and verifiers, in environments of their own"
 	@echo "make lint              ruff and mypy"
 	@echo "make format            let ruff format the code"
 	@echo "make reference         write docs/reference from the code"
@@ -41,6 +42,10 @@ controls: $(VENV)/.local
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
+test-integrations: $(VENV)-openenv/.made $(VENV)-verifiers/.made
+	$(VENV)-openenv/bin/python -m pytest tests/test_integrations_openenv.py $(ARGS)
+	$(VENV)-verifiers/bin/python -m pytest tests/test_integrations_verifiers.py $(ARGS)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,7 +59,7 @@ reference: $(VENV)/.local
 	$(BIN)/python tools/reference.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # One stamp for each extra; `dev` holds `local`.
 $(VENV)/.local: pyproject.toml constraints/cpu.txt | $(BIN)/python
@@ -64,6 +69,13 @@ $(VENV)/.local: pyproject.toml constraints/cpu.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints/cpu.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.local
+
+# For an adapter whose framework goes with nothing else here.
+$(VENV)-%/.made: pyproject.toml constraints/%.txt | $(BIN)/python
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$*.txt $(PIP_ARGS) \
+		-e '.[$*]' hypothesis pytest pytest-timeout
+	@touch $@
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' || { \

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from zerosearch.cli.app import app
 from zerosearch.cli.main import run as command
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
+from zerosearch.integrations.__main__ import app as integrations
 from zerosearch.serving.engines import open_recipe
 from zerosearch.simulation.template import load_template
 from zerosearch.training.recipe_algorithm import PRESETS
@@ -42,6 +44,9 @@ SERVERS = {
     "llama-server": {"-hf", "--port", "--ctx-size", "--parallel"},
     "ollama serve": set(),
     "ollama pull": set(),
+    "vf-eval search_world": {
+        *("--env.taskset.recipe", "--env.taskset.split", "--model", "--client.base-url", "-n", "-r", "--no-push"),
+    },
 }
 
 
@@ -89,7 +94,14 @@ class Reader:
             case ["zerosearch", "train", *rest] if "--dry-run" not in rest:
                 pytest.fail(f"training takes more than minutes; say so in a comment, as '# takes an hour': {line}")
             case ["zerosearch", *rest]:
-                return parse(*rest) if marked else self.zerosearch(*rest)
+                return parse(app, *rest) if marked else self.zerosearch(*rest)
+            case ["python", "-m", "zerosearch.integrations", *rest] if marked:
+                return parse(integrations, *rest)
+            case ["python", script] if marked:
+                compile(Path(script).read_text(), script, "exec")
+                return ""
+            case ["python", script]:
+                return shell(shlex.join([sys.executable, script]), Path.cwd())
             case ["make", *_]:
                 return shell(shlex.join([*words, "--dry-run"]), ROOT)
             case ["pip", "install", *rest] if marked:
@@ -100,7 +112,8 @@ class Reader:
                 for server, options in SERVERS.items():
                     size = len(server.split())
                     if words[:size] == server.split():
-                        assert {word for word in words[size:] if word.startswith("-")} <= options, line
+                        given = {word.split("=")[0] for word in words[size:] if word.startswith("-")}
+                        assert given <= options, line
                         return ""
         pytest.fail(f"this command is neither run nor checked: {line}")
 
@@ -131,9 +144,9 @@ def check_files(recipe: str, *overrides: str) -> None:
             load_questions(source, split)
 
 
-def parse(*arguments: str) -> str:
+def parse(commands: typer.Typer, *arguments: str) -> str:
     """Find the command, and let it read its arguments."""
-    found, rest = typer.main.get_command(app), list(arguments)
+    found, rest = typer.main.get_command(commands), list(arguments)
     while hasattr(found, "commands"):
         found = found.commands[rest.pop(0)]
     given = found.make_context("zerosearch", rest).params
@@ -178,6 +191,9 @@ def test_what_a_document_says_works(document: Path, reader: Reader) -> None:
         "make nothing-of-the-sort",
         'pip install "zerosearch[nothing]"  # needs the network',
         "vllm serve some/model --fast  # needs a GPU",
+        "python nowhere.py  # needs a GPU",
+        "python nowhere.py",
+        "python -m zerosearch.integrations mcp world-bm25 --fast  # needs a client",
         "vllm serve some/model",
         "rm -r runs",
         "cat nowhere.txt",

@@ -1,13 +1,9 @@
 """Whole runs whose pages come from a chat server: what it is asked, and what happens when it is away, slow or dies."""
 
-import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from chat_server import ChatServer
 from whole_runs import ONLY_RL, arguments, results, rows, trajectories
 
 from zerosearch.cli.main import run as command
@@ -17,53 +13,6 @@ from zerosearch.training.checkpoint import checkpoints
 pytestmark = pytest.mark.usefixtures("lively")
 
 PROMPT = load_template("prompt")
-PAGE = "Doc 1(Title: A) Made in 1931.\nDoc 2(Title: B) x.\nDoc 3(Title: C) y."
-
-
-class ChatServer(ThreadingHTTPServer):
-    """Speaks as OpenAI's does, each time after `delay` seconds, and dies after `life` answers."""
-
-    allow_reuse_address = True
-
-    def __init__(self, port: int = 0, delay: float = 0.0, life: int = 1_000_000) -> None:
-        super().__init__(("127.0.0.1", port), Chat)
-        self.delay, self.life = delay, life
-        self.asked: list[dict[str, Any]] = []
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def handle_error(self, *_: Any) -> None:
-        """Clients that hang up are no news."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def die(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class Chat(BaseHTTPRequestHandler):
-    server: ChatServer
-
-    def do_POST(self) -> None:
-        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        if len(self.server.asked) > self.server.life:
-            self.close_connection = True
-            if len(self.server.asked) == self.server.life + 1:
-                self.server.die()
-            return
-        time.sleep(self.server.delay)
-        choice = {"index": 0, "message": {"role": "assistant", "content": PAGE}, "finish_reason": "stop"}
-        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        body = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None: ...
 
 
 def train(capsys: pytest.CaptureFixture[str], model: Path, output: Path, url: str, *overrides: str) -> tuple[int, str]:
