@@ -106,8 +106,10 @@ def test_a_chat_model_plays_the_agent_over_http(tmp_path: Path, capsys: pytest.C
     with TalkingServer(agent_reply) as server:
         with pytest.raises(SystemExit) as ended:
             command(
-                ["simulate", "collect", "world", "--out", str(out), "--questions", "5", "--model", "m"]
-                + ["--url", server.url, "report.live=false"]
+                [
+                    *["simulate", "collect", "world", "--out", str(out), "--questions", "5", "--model", "m"],
+                    *["--url", server.url, "report.live=false"],
+                ]
             )
         assert not ended.value.code, capsys.readouterr().err
     assert "5 search turns of 5 episodes" in capsys.readouterr().out
