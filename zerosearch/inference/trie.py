@@ -33,7 +33,7 @@ class Trie:
 def lay_out(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Trie:
     """Return the trie of a prefix, which is one run, and of branches that follow it and share what is worth it."""
     trie = Trie([Run(prefix, -1, 0)], [[] for _ in branches])
-    branches = [list(branch) for branch in branches]
+    texts = [list(branch) for branch in branches]
     end = len(prefix)
 
     def add(members: Sequence[int], start: int, stop: int, parent: int) -> int:
@@ -41,7 +41,7 @@ def lay_out(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Trie:
         nonlocal end
         if start == stop:
             return parent
-        trie.runs.append(Run(branches[members[0]][start:stop], parent, len(prefix) + start))
+        trie.runs.append(Run(texts[members[0]][start:stop], parent, len(prefix) + start))
         for member in members:
             trie.places[member].extend(range(end, end + stop - start))
         end += stop - start
@@ -49,7 +49,7 @@ def lay_out(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Trie:
 
     def grow(members: Sequence[int], start: int, parent: int) -> None:
         """Lay out the members, which are in order, from `start` on."""
-        first, last = branches[members[0]], branches[members[-1]]
+        first, last = texts[members[0]], texts[members[-1]]
         if first == last:
             add(members, start, len(first), parent)
             return
@@ -57,9 +57,9 @@ def lay_out(prefix: Sequence[int], branches: Sequence[Sequence[int]]) -> Trie:
         fork = start + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if fork - start >= WORTH_SHARING:
             start, parent = fork, add(members, start, fork, parent)
-        for _, group in groupby(members, lambda member: branches[member][fork : fork + 1]):
+        for _, group in groupby(members, lambda member: texts[member][fork : fork + 1]):
             grow(list(group), start, parent)
 
-    if branches:
-        grow(sorted(range(len(branches)), key=branches.__getitem__), 0, 0)
+    if texts:
+        grow(sorted(range(len(texts)), key=texts.__getitem__), 0, 0)
     return trie

@@ -109,7 +109,7 @@ class SearchEnvironment(Environment[SearchAction, SearchObservation, State]):
         if done or understood.kind == "answer":
             return SearchObservation(done=True, reward=reward(action.text, searches.question))
         if understood.kind == "search":
-            opening, _, closing = self._protocol.information(Page(()))
+            opening, _body, closing = self._protocol.information(Page(()))
             async with asyncio.timeout(timeout_s):
                 text = opening + await searches.page(understood.text) + closing
         else:
