@@ -1,42 +1,60 @@
 """Chat models behind an OpenAI-compatible server: SGLang, vLLM, llama.cpp, Ollama, hosted ones."""
 
 import asyncio
-import itertools
+import logging
 import os
+import random
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from zerosearch.errors import RunError, UserError
+from zerosearch.draws import seed_for
+from zerosearch.errors import RunError, Unavailable, UserError
 from zerosearch.inference.chat import ChatRequest
+from zerosearch.inference.endpoints import Endpoint, Endpoints
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
-    from tenacity import RetryCallState
 
 _CONNECT_SECONDS = 10.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 60.0
+_TRY_AGAIN = (408, 409, 425, 429)
+_NOT_NOW = (425, 429, 503)
+_NOT_REACHED = ("ConnectError", "ConnectTimeout")  # of httpx or of its successor, by the version of openai
+_PROBE = ChatRequest([{"role": "user", "content": "Hello"}], max_tokens=1, temperature=0.0)
+
+_log = logging.getLogger(__name__)
 
 
 class _PassingError(Exception):
-    """A failure after which another try may succeed. `pause`: seconds that the server asks to wait."""
+    """A failure after which another try may succeed.
 
-    def __init__(self, server: str, reason: str, pause: float | None = None) -> None:
+    put_off: the server has not tried, so the request is not to blame. pause: seconds that it asks to be left alone.
+    """
+
+    def __init__(self, reason: str, put_off: bool = False, pause: float | None = None) -> None:
         super().__init__(reason)
-        self.server = server
-        self.pause = pause
+        self.put_off, self.pause = put_off, pause
 
 
 class OpenAIChat:
-    """A chat model behind one or several OpenAI-compatible servers, which are used in turn.
+    """A chat model behind one or several OpenAI-compatible servers, of which the least loaded is asked.
+
+    A request that fails at one server goes to another at once; when it has failed at all, to all of them again, after
+    a pause that grows. A server that says when to come again is left alone until then. What a server did not try,
+    because it is away or asks to come again, costs no try: such requests wait, up to `outage`. An empty answer is asked
+    for again with another seed.
 
     base_urls: such as http://127.0.0.1:8000/v1. model: the name under which the servers know it.
     api_key_env: the environment variable that holds the key; servers that need none get a stand-in.
-    timeout: seconds for one try. max_retries: further tries, with growing pauses or those that the server
-        asks for, of a minute at most. max_concurrency: calls under way at once.
+    timeout: seconds for one try, of which 10 at most to connect.
+    max_retries: further tries of a request that fails or is answered with nothing.
+    max_concurrency: requests under way at once. outage: seconds that a request waits while all servers are away.
 
     Raises:
         UserError: an address that is none.
@@ -50,61 +68,137 @@ class OpenAIChat:
         timeout: float = 60.0,
         max_retries: int = 3,
         max_concurrency: int = 32,
+        outage: float = 300.0,
     ) -> None:
         self.name = model
-        self._base_urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
-        self._servers = [_server_name(url) for url in self._base_urls]
-        if not self._base_urls:
+        urls = [base_urls] if isinstance(base_urls, str) else base_urls
+        if not urls:
             raise UserError(f"No server is named for chat model '{model}'; give at least one base URL.")
+        self._endpoints = Endpoints(urls, outage, self._probe)
         self._key_env = api_key_env
         self._key = os.environ.get(api_key_env, "")
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_concurrency = max_concurrency
-        self._next = itertools.count()
+        self._counts: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def chat(self, request: ChatRequest) -> str:
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+    async def check(self) -> None:
+        """Ask each server for one token, so that a wrong address, model or key is found before any work is done.
 
-        clients, semaphore = self._connections()
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_PassingError),
-            stop=stop_after_attempt(self._max_retries + 1),
-            wait=_pause,
-            reraise=True,
-        )
-        try:
-            return await retrying(self._try, clients, semaphore, request)
-        except _PassingError as failure:
+        Raises:
+            RunError: none of them answers, or one refuses.
+        """
+        self._connect()
+        servers = self._endpoints.all
+        answers = await asyncio.gather(*(self._ask(server, _PROBE) for server in servers), return_exceptions=True)
+        away = [server for server, answer in zip(servers, answers, strict=True) if isinstance(answer, _PassingError)]
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, _PassingError):
+                raise answer
+        if len(away) == len(servers):
             raise RunError(
-                f"The chat model '{self.name}' at {failure.server} failed {self._max_retries + 1} times, "
-                f"at last because it {failure}; check that the server runs and is not overloaded."
-            ) from failure
+                f"The chat model '{self.name}' cannot be used: {self._endpoints.troubles()}; start the server or "
+                "correct its address."
+            )
+        for server in away:
+            server.breaker.probe_failed()
+            _log.warning("going on without the chat server %s, which %s", server.name, server.trouble)
 
-    def _connections(self) -> tuple[list["AsyncOpenAI"], asyncio.Semaphore]:
-        """One client for each server, kept for as long as the event loop is the same."""
+    async def chat(self, request: ChatRequest) -> str:
+        async with self._connect():
+            return await self._answer(request)
+
+    def counters(self) -> dict[str, float]:
+        """Since the last reset: calls of servers, failed_calls, empty_answers, and seconds summed over the calls."""
+        return {name: float(self._counts[name]) for name in ("calls", "failed_calls", "empty_answers", "seconds")}
+
+    def reset_counters(self) -> None:
+        self._counts.clear()
+
+    def _connect(self) -> asyncio.Semaphore:
+        """One client for each server, kept for as long as the event loop is the same; what limits their use."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             from openai import AsyncOpenAI, Timeout
 
             limits = Timeout(self._timeout, connect=min(_CONNECT_SECONDS, self._timeout))
-            self._clients = [
-                AsyncOpenAI(base_url=url, api_key=self._key or "none", timeout=limits, max_retries=0)
-                for url in self._base_urls
-            ]
+            self._clients: dict[Endpoint, AsyncOpenAI] = {
+                server: AsyncOpenAI(base_url=server.url, api_key=self._key or "none", timeout=limits, max_retries=0)
+                for server in self._endpoints.all
+            }
             self._semaphore = asyncio.Semaphore(self._max_concurrency)
             self._loop = loop
-        return self._clients, self._semaphore
+        return self._semaphore
 
-    async def _try(self, clients: list["AsyncOpenAI"], semaphore: asyncio.Semaphore, request: ChatRequest) -> str:
+    async def _answer(self, request: ChatRequest) -> str:
+        tries = rounds = 0
+        tried: set[Endpoint] = set()
+        since = time.monotonic()
+        while True:
+            server = await self._endpoints.choose(since, but=tried)
+            try:
+                text = await self._ask(server, request)
+            except _PassingError as failure:
+                if failure.put_off:
+                    self._endpoints.check_outage(since)
+                else:
+                    tries, since = tries + 1, time.monotonic()
+                    if tries > self._max_retries:
+                        raise RunError(
+                            f"The chat model '{self.name}' at {server.name} failed {tries} times, at last because it "
+                            f"{failure}; check that the server runs and is not overloaded."
+                        ) from failure
+                tried.add(server)
+                if not self._endpoints.free(but=tried):
+                    await asyncio.sleep(_pause(rounds))
+                    rounds += 1
+                    tried.clear()
+                continue
+            if text.strip():
+                return text
+            self._counts["empty_answers"] += 1
+            tries, since = tries + 1, time.monotonic()
+            if tries > self._max_retries:
+                return ""
+            request = replace(request, seed=seed_for(request.seed, "again", tries))
+
+    async def _probe(self, server: Endpoint) -> None:
+        try:
+            await self._ask(server, _PROBE)
+        except _PassingError:
+            pass
+        except RunError as refusal:
+            server.trouble = f"is back but will not answer ({refusal})"
+
+    async def _ask(self, server: Endpoint, request: ChatRequest) -> str:
+        """One try at one server, whose breaker learns what came of it."""
+        started = time.monotonic()
+        server.calls += 1
+        server.under_way += 1
+        self._counts["calls"] += 1
+        try:
+            text = await self._send(server, request)
+        except _PassingError as failure:
+            self._counts["failed_calls"] += 1
+            server.trouble = str(failure)
+            if failure.pause is not None:
+                server.breaker.rest(min(failure.pause, _LONGEST_PAUSE))
+            if failure.pause is None or not failure.put_off:
+                server.breaker.failed()
+            raise
+        finally:
+            server.under_way -= 1
+            self._counts["seconds"] += time.monotonic() - started
+        server.breaker.succeeded()
+        return text
+
+    async def _send(self, server: Endpoint, request: ChatRequest) -> str:
         import openai
 
-        which = next(self._next) % len(clients)
-        server = self._servers[which]
         try:
-            async with semaphore, asyncio.timeout(self._timeout):
-                completion = await clients[which].chat.completions.create(
+            async with asyncio.timeout(self._timeout):
+                completion = await self._clients[server].chat.completions.create(
                     model=self.name,
                     messages=[dict(message) for message in request.messages],  # type: ignore[misc]
                     max_tokens=request.max_tokens,
@@ -112,43 +206,52 @@ class OpenAIChat:
                     seed=request.seed,
                     stop=list(request.stop) or openai.omit,
                 )
-        except (TimeoutError, openai.APITimeoutError) as error:
-            raise _PassingError(server, f"gave no answer within {self._timeout:g} s") from error
-        except openai.APIConnectionError as error:
-            raise _PassingError(server, f"could not be reached ({error.__cause__ or error})") from error
+        except (TimeoutError, openai.APIConnectionError) as error:
+            cause = error.__cause__ or error
+            reason = str(cause) or type(cause).__name__
+            if type(cause).__name__ in _NOT_REACHED:
+                raise _PassingError(f"could not be reached ({reason})", put_off=True) from error
+            if isinstance(error, TimeoutError | openai.APITimeoutError):
+                raise _PassingError(f"gave no answer within {self._timeout:g} s") from error
+            raise _PassingError(f"broke off ({reason})") from error
         except openai.APIStatusError as error:
             raise self._status_failure(server, error) from error
-        except (ValueError, openai.APIError) as error:
-            raise _PassingError(server, "sent something that is not JSON") from error
+        except (ValueError, RecursionError, openai.APIError) as error:
+            raise _PassingError("sent something that is not JSON") from error
         try:
-            content = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError) as error:
-            raise _PassingError(server, "sent something that is no chat completion") from error
+            content: object = completion.choices[0].message.content
+        except (AttributeError, IndexError, TypeError):
+            content = completion
+        if not isinstance(content, str | None):
+            raise _PassingError("sent something that is no chat completion")
         return content or ""
 
-    def _status_failure(self, server: str, error: "APIStatusError") -> Exception:
-        status = error.status_code
-        if status in (408, 409, 425, 429) or status >= 500:
-            return _PassingError(server, f"answered with status {status}", _retry_after(error.response.headers))
+    def _status_failure(self, server: Endpoint, error: "APIStatusError") -> Exception:
+        status, said = error.status_code, self._said(error)
+        if status in _TRY_AGAIN or status >= 500:
+            pause = _retry_after(error.response.headers)
+            return _PassingError(f"answered with status {status} ({said})", status in _NOT_NOW, pause)
         if status in (401, 403):
-            return RunError(
-                f"The server at {server} refused the key (status {status}); put the right one into the "
+            return Unavailable(
+                f"The server at {server.name} refused the key (status {status}); put the right one into the "
                 f"environment variable {self._key_env}."
             )
-        message = " ".join(error.message.split())
-        reason = (message.replace(self._key, "…") if self._key else message)[:300]
-        return RunError(f"The server at {server} refused the request for model '{self.name}': {reason}.")
+        refusal = f"The server at {server.name} refused the request for model '{self.name}': {said}"
+        if status == 404:
+            return Unavailable(f"{refusal}; correct the model's name or the address, which mostly ends in /v1.")
+        return RunError(f"{refusal}.")
+
+    def _said(self, error: "APIStatusError") -> str:
+        """The server's words in one line, cut, without the key and without signs that a terminal obeys."""
+        message = error.body.get("message") if isinstance(error.body, Mapping) else None
+        words = " ".join(str(message or error.message).split())
+        plain = "".join(sign for sign in words if sign.isprintable())
+        return (plain.replace(self._key, "…") if self._key else plain)[:300]
 
 
-def _pause(state: "RetryCallState") -> float:
-    """Seconds until the next try: what the server asks for, else half a second, doubled each time."""
-    from tenacity import wait_exponential, wait_random
-
-    failure = state.outcome.exception() if state.outcome else None
-    if isinstance(failure, _PassingError) and failure.pause is not None:
-        return min(failure.pause, _LONGEST_PAUSE)
-    growing = wait_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE / 2)
-    return (growing + wait_random(0, _FIRST_PAUSE))(state)
+def _pause(rounds: int) -> float:
+    """Seconds until all servers are asked again: at most half a second, then one, two, … up to half a minute."""
+    return min(_FIRST_PAUSE * 2**rounds, _LONGEST_PAUSE / 2) * random.uniform(0.5, 1.0)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -162,11 +265,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def _server_name(url: str) -> str:
-    """The address without any name and password in it."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"'{url}' is no server's address; write it like http://127.0.0.1:8000/v1.")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -5,8 +5,8 @@ import time
 from dataclasses import replace
 
 from zerosearch.draws import seed_for
-from zerosearch.errors import RunError
-from zerosearch.inference.chat import ChatModel, ChatRequest
+from zerosearch.errors import RunError, Unavailable
+from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat
 from zerosearch.search.engine import Noise, Page, SearchRequest
 from zerosearch.simulation.hops import answers_for
 from zerosearch.simulation.quality import PageCounts, telling_answers
@@ -21,7 +21,8 @@ class Simulator:
     (seed, question, sample, turn, step). The page itself is a function of (seed, question, query, label, step):
     like a real engine it gives whoever asks the same thing the same page, which is written once. The model may be
     told the question and the first answer of the fact that the query asks for (see `answers_for`).
-    Its documents are handed on as they were written. A chat model that fails gives a page with an error.
+    Its documents are handed on as they were written. A chat model that fails gives a page with an error; one that is
+    unavailable to every request raises.
     """
 
     def __init__(
@@ -72,7 +73,11 @@ class Simulator:
         if key not in self._pages:
             self._pages[key] = asyncio.create_task(self._write(request, noise, answer))
         writing, pages = self._pages[key], self._pages
-        page = await asyncio.shield(writing)
+        try:
+            page = await asyncio.shield(writing)
+        except Unavailable:
+            pages.pop(key, None)
+            raise
         if page.error and pages.get(key) is writing:
             del pages[key]
         return page
@@ -89,13 +94,23 @@ class Simulator:
         )
         try:
             text, error = await self._chat.chat(chat_request), ""
+        except Unavailable:
+            raise
         except RunError as failure:
             text, error = "", str(failure)
         return Page(documents=parse_documents(text, request.k, self._chat.name), noise=noise, error=error)
 
     def counters(self) -> dict[str, float]:
-        """What came of the pages since the last reset, as `simulator/…`; see `PageCounts.summary`."""
-        return self._counts.summary("simulator")
+        """What came of the pages since the last reset, as `simulator/…`; see `PageCounts.summary`.
+
+        What the chat model counts itself comes as `simulator/chat/…`.
+        """
+        figures = self._counts.summary("simulator")
+        if isinstance(self._chat, CountingChat):
+            figures |= {f"simulator/chat/{name}": value for name, value in self._chat.counters().items()}
+        return figures
 
     def reset_counters(self) -> None:
         self._counts = PageCounts()
+        if isinstance(self._chat, CountingChat):
+            self._chat.reset_counters()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from zerosearch.inference.chat import ChatModel
     from zerosearch.inference.local import Lane
+    from zerosearch.inference.openai import OpenAIChat
 
 SIMULATOR_ROOM = 192
 """Tokens that the question and its answer may have in the prompt of a simulator in this process."""
@@ -63,8 +64,8 @@ def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Sim
     )
 
 
-def served_chat(recipe: Recipe) -> "ChatModel":
-    """The recipe's simulation model, behind the servers of `simulation.url`."""
+def chat_servers(recipe: Recipe) -> "OpenAIChat":
+    """The servers of `simulation.url`."""
     from zerosearch.inference.openai import OpenAIChat
 
     simulation = recipe.simulation
@@ -74,25 +75,60 @@ def served_chat(recipe: Recipe) -> "ChatModel":
         timeout=simulation.timeout,
         max_retries=simulation.retries,
         max_concurrency=simulation.concurrency,
+        outage=simulation.outage,
     )
+
+
+def served_chat(recipe: Recipe) -> "ChatModel":
+    """The recipe's simulation model, behind the servers of `simulation.url` and the recipe's cache."""
+    name = recipe.simulation.model
+    return _cached(recipe, name, lambda: ("served", name), lambda: chat_servers(recipe))
 
 
 def sampled_chat(
     recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
 ) -> "ChatModel":
-    """A simulation model in this process, by its name or folder, with room for the recipe's template."""
+    """A simulation model in this process, by its name or folder, with room for the recipe's template.
+
+    It stands behind the recipe's cache, where the contents of its folder tell it from other models.
+    """
     from zerosearch.inference.local import LocalSampler
     from zerosearch.inference.models import load_tokenizer
     from zerosearch.inference.sampled_chat import SampledChat
     from zerosearch.inference.tokens import encode_chat
 
-    simulation, template = recipe.simulation, make_template(recipe)
-    tokenizer = load_tokenizer(name)
-    frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
-    frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
-    length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
-    sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
-    return SampledChat(sampler, tokenizer, "simulator")
+    def make() -> SampledChat:
+        simulation, template = recipe.simulation, make_template(recipe)
+        tokenizer = load_tokenizer(name)
+        frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
+        frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
+        length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
+        sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
+        return SampledChat(sampler, tokenizer, "simulator")
+
+    return _cached(recipe, "simulator", lambda: ("local", _weights(name), str(dtype)), make)
+
+
+def _cached(
+    recipe: Recipe, name: str, identity: Callable[[], tuple[str, ...]], make: "Callable[[], ChatModel]"
+) -> "ChatModel":
+    """The chat model behind the recipe's cache; offline it is not even made."""
+    simulation = recipe.simulation
+    if not simulation.cache:
+        return make()
+    from zerosearch.inference.chat_cache import CachedChat, ChatCache
+
+    cache = ChatCache(Path(simulation.cache).expanduser())
+    return CachedChat(cache, identity(), name, None if simulation.offline else make())
+
+
+def _weights(name: str) -> str:
+    """What tells the weights of a model in this process from others: of a folder its contents, else the hub id."""
+    from zerosearch.inference.chat_cache import fingerprint
+    from zerosearch.inference.embedded import resolve_model
+
+    folder = Path(resolve_model(name))
+    return fingerprint(folder) if folder.is_dir() else name
 
 
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from zerosearch.errors import RunError
 from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
@@ -31,7 +32,8 @@ def reinforce(run: Run, start: str) -> None:
     start: the folder or name of the model before the first step, which is also the reference.
 
     Raises:
-        RunError: too many searches failed, or the policy collapsed; the steps done so far are kept.
+        RunError: the simulator's servers were away, too many searches failed, or the policy collapsed; the steps done
+            so far are kept.
     """
     recipe, folder, display = run.recipe, run.folder, run.display
     training = recipe.training
@@ -53,10 +55,32 @@ def reinforce(run: Run, start: str) -> None:
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
     engine = _engine(run, rewards)
     agent = run.agent(sampler, engine, run.settings(training=True))
+    saved = state.step
+
+    def save() -> None:
+        save_checkpoint(
+            folder.checkpoints,
+            policy,
+            run.tokenizer,
+            learner.optimizer,
+            state,
+            training.keep,
+            learner.critic,
+            watch.good_step,
+        )
+
     display.stage(STAGE, training.steps, state.step)
     for step in range(state.step + 1, training.steps + 1):
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
-        groups = asyncio.run(run_groups(agent, order, recipe, step))
+        try:
+            groups = asyncio.run(run_groups(agent, order, recipe, step))
+        except RunError as error:
+            if saved < state.step:
+                save()
+            raise RunError(
+                f"{str(error).rstrip('.')}; the run is kept as it was after step {state.step}: go on from there with "
+                "the same command and resume=true"
+            ) from error
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         release_memory()
         sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
@@ -83,16 +107,8 @@ def reinforce(run: Run, start: str) -> None:
         watch.see(step, figures)
         watch.check(folder.checkpoints, start)
         if step == training.steps or (training.save_every and step % training.save_every == 0):
-            save_checkpoint(
-                folder.checkpoints,
-                policy,
-                run.tokenizer,
-                learner.optimizer,
-                state,
-                training.keep,
-                learner.critic,
-                watch.good_step,
-            )
+            save()
+            saved = step
     rows = folder.metrics.rows(STAGE)
     counted = all("real_searches" in row for row in rows)  # older versions did not
     folder.add_measurements(
