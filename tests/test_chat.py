@@ -12,9 +12,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from zerosearch.errors import RunError, UserError
+from zerosearch.calls import retry_after
+from zerosearch.errors import RunError, Unavailable, UserError
 from zerosearch.inference.chat import ChatRequest
-from zerosearch.inference.openai import OpenAIChat, _retry_after
+from zerosearch.inference.openai import OpenAIChat
 
 REQUEST = ChatRequest(
     messages=[{"role": "system", "content": ""}, {"role": "user", "content": "hello"}],
@@ -83,7 +84,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("zerosearch.inference.openai._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("zerosearch.calls.FIRST_PAUSE", 0.01)
     with Server() as running:
         yield running
 
@@ -106,9 +107,11 @@ def test_an_answer_and_what_was_asked(server: Server) -> None:
     }
 
 
-def test_no_content_is_an_empty_text(server: Server) -> None:
+def test_no_content_is_an_empty_text_after_other_seeds_were_tried(server: Server) -> None:
     server.responses = [JSONResponse(completion(None))]
-    assert ask(OpenAIChat(server.url, "tiny")) == ""
+    assert ask(OpenAIChat(server.url, "tiny", max_retries=3)) == ""
+    seeds = [sent["seed"] for sent in server.requests]
+    assert seeds[0] == 11 and len(set(seeds)) == len(seeds) == 4
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,7 @@ def test_no_content_is_an_empty_text(server: Server) -> None:
         Response("plain words", media_type="text/plain"),
         JSONResponse({"choices": []}),
         JSONResponse({"choices": [{}]}),
+        JSONResponse({"choices": [{"message": {"content": ["a list"]}}]}),
         JSONResponse({"detail": "something else"}),
         JSONResponse(None),
     ],
@@ -152,8 +156,8 @@ def test_an_unreachable_server() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with pytest.raises(RunError, match=rf"at {url} .*could not be reached"):
-            ask(OpenAIChat(url, "tiny", max_retries=1))
+        with pytest.raises(Unavailable, match=rf"{url} could not be reached"):
+            ask(OpenAIChat(url, "tiny", max_retries=1, outage=0.0))
 
 
 def test_the_server_says_when_to_come_again(server: Server) -> None:
@@ -164,11 +168,11 @@ def test_the_server_says_when_to_come_again(server: Server) -> None:
 
 
 def test_retry_after_may_be_a_date_and_is_never_negative() -> None:
-    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert (_retry_after({"retry-after": "Wed, 21 Oct 2115 07:28:00 GMT"}) or 0) > 1e6
-    assert _retry_after({"retry-after": "-3"}) == 0
-    assert _retry_after({"retry-after": "soon"}) is None
-    assert _retry_after({}) is None
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert (retry_after({"retry-after": "Wed, 21 Oct 2115 07:28:00 GMT"}) or 0) > 1e6
+    assert retry_after({"retry-after": "-3"}) == 0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
 
 
 def test_a_refusal_is_not_tried_again_and_never_shows_the_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,8 @@ def three() -> Endpoints:
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=3, max_size=3))
 def test_the_least_loaded_of_the_healthy_is_chosen(state: list[tuple[int, int, bool]]) -> None:
     servers = three()
-    for server, (server.under_way, server.calls, healthy) in zip(servers.all, state, strict=True):
+    for server, (under_way, calls, healthy) in zip(servers.all, state, strict=True):
+        server.under_way, server.calls = under_way, calls
         if not healthy:
             server.breaker.probe_failed()
     chosen = servers.free()

@@ -272,7 +272,7 @@ def test_d11_failures_above_the_threshold_end_the_run() -> None:
 
 
 def test_d11_a_server_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zerosearch.inference.openai._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("zerosearch.calls.FIRST_PAUSE", 0.01)
     request = ChatRequest([{"role": "user", "content": "hello"}], 7, 0.5, 1)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))

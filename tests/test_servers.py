@@ -35,7 +35,7 @@ def pair() -> Iterator[tuple[ChatProcess, ChatProcess]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("zerosearch.inference.openai._FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("zerosearch.calls.FIRST_PAUSE", 0.02)
     monkeypatch.setattr("zerosearch.inference.endpoints.FIRST_PAUSE", 0.1)
     monkeypatch.setattr("zerosearch.inference.endpoints.LOOK_SECONDS", 0.02)
 
@@ -90,6 +90,15 @@ def test_a_server_killed_in_the_middle_of_requests_loses_none(pair: tuple[ChatPr
         mortal.do(*["slow 0.2"] * 3, "die", then="slow 30")
         answers = asyncio.run(all_answers(chat_model(mortal, good), asked))
     assert answers == [expected(request) for request in asked]
+
+
+def test_who_has_another_server_does_not_wait_for_one_that_is_away(pair: tuple[ChatProcess, ChatProcess]) -> None:
+    _, good = pair
+    good.do()
+    asked = requests(6)
+    with ChatProcess() as away:
+        pass
+    assert asyncio.run(all_answers(chat_model(away, good, outage=0.0), asked)) == [expected(each) for each in asked]
 
 
 def test_requests_wait_for_the_only_server_to_come_back() -> None:

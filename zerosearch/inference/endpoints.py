@@ -10,9 +10,9 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Literal
-from urllib.parse import urlsplit
 
-from zerosearch.errors import Unavailable, UserError
+from zerosearch.calls import server_name
+from zerosearch.errors import Unavailable
 
 FAILURES = 3
 """Failures in a row that open a breaker."""
@@ -78,7 +78,7 @@ class Endpoint:
     """
 
     def __init__(self, url: str, clock: Clock = time.monotonic) -> None:
-        self.url, self.name = url, _public_address(url)
+        self.url, self.name = url, server_name(url)
         self.breaker = Breaker(clock)
         self.calls = self.under_way = 0
         self.trouble = ""
@@ -148,13 +148,3 @@ class Endpoints:
         self._probes.discard(probe)
         if endpoint.breaker.state == "half_open":
             endpoint.breaker.probe_failed()
-
-
-def _public_address(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname:
-            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    except ValueError:
-        pass
-    raise UserError(f"'{url.rpartition('@')[2]}' is no server's address; write it like http://127.0.0.1:8000/v1.")

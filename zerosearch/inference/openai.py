@@ -8,10 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
+from zerosearch import calls
 from zerosearch.draws import seed_for
 from zerosearch.errors import RunError, Unavailable, UserError
 from zerosearch.inference.chat import ChatRequest
@@ -20,26 +19,15 @@ from zerosearch.inference.endpoints import Endpoint, Endpoints
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
-_CONNECT_SECONDS = 10.0
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 60.0
-_TRY_AGAIN = (408, 409, 425, 429)
 _NOT_NOW = (425, 429, 503)
 _NOT_REACHED = ("ConnectError", "ConnectTimeout")  # of httpx or of its successor, by the version of openai
-_PROBE = ChatRequest([{"role": "user", "content": "Hello"}], max_tokens=1, temperature=0.0)
+_PROBE = ChatRequest([{"role": "user", "content": "Hello"}], max_tokens=1)
 
 _log = logging.getLogger(__name__)
 
 
-class _PassingError(Exception):
-    """A failure after which another try may succeed.
-
-    put_off: the server has not tried, so the request is not to blame. pause: seconds that it asks to be left alone.
-    """
-
-    def __init__(self, reason: str, put_off: bool = False, pause: float | None = None) -> None:
-        super().__init__(reason)
-        self.put_off, self.pause = put_off, pause
+class _NotTried(calls.PassingError):
+    """The server is away, or puts requests off: it has not tried, so the request is not to blame."""
 
 
 class OpenAIChat:
@@ -92,9 +80,9 @@ class OpenAIChat:
         self._connect()
         servers = self._endpoints.all
         answers = await asyncio.gather(*(self._ask(server, _PROBE) for server in servers), return_exceptions=True)
-        away = [server for server, answer in zip(servers, answers, strict=True) if isinstance(answer, _PassingError)]
+        away = [server for server, answer in zip(servers, answers, strict=True) if isinstance(answer, calls.PassingError)]
         for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, _PassingError):
+            if isinstance(answer, BaseException) and not isinstance(answer, calls.PassingError):
                 raise answer
         if len(away) == len(servers):
             raise RunError(
@@ -122,7 +110,7 @@ class OpenAIChat:
         if self._loop is not loop:
             from openai import AsyncOpenAI, Timeout
 
-            limits = Timeout(self._timeout, connect=min(_CONNECT_SECONDS, self._timeout))
+            limits = Timeout(self._timeout, connect=min(calls.CONNECT_SECONDS, self._timeout))
             self._clients: dict[Endpoint, AsyncOpenAI] = {
                 server: AsyncOpenAI(base_url=server.url, api_key=self._key or "none", timeout=limits, max_retries=0)
                 for server in self._endpoints.all
@@ -139,18 +127,17 @@ class OpenAIChat:
             server = await self._endpoints.choose(since, but=tried)
             try:
                 text = await self._ask(server, request)
-            except _PassingError as failure:
-                if failure.put_off:
-                    self._endpoints.check_outage(since)
-                else:
+            except calls.PassingError as failure:
+                if not isinstance(failure, _NotTried):
                     tries, since = tries + 1, time.monotonic()
                     if tries > self._max_retries:
                         raise RunError(
-                            f"The chat model '{self.name}' at {server.name} failed {tries} times, at last because it "
+                            f"The chat model '{self.name}' at {failure.server} failed {tries} times, at last because it "
                             f"{failure}; check that the server runs and is not overloaded."
                         ) from failure
                 tried.add(server)
                 if not self._endpoints.free(but=tried):
+                    self._endpoints.check_outage(since)
                     await asyncio.sleep(_pause(rounds))
                     rounds += 1
                     tried.clear()
@@ -166,7 +153,7 @@ class OpenAIChat:
     async def _probe(self, server: Endpoint) -> None:
         try:
             await self._ask(server, _PROBE)
-        except _PassingError:
+        except calls.PassingError:
             pass
         except RunError as refusal:
             server.trouble = f"is back but will not answer ({refusal})"
@@ -179,12 +166,12 @@ class OpenAIChat:
         self._counts["calls"] += 1
         try:
             text = await self._send(server, request)
-        except _PassingError as failure:
+        except calls.PassingError as failure:
             self._counts["failed_calls"] += 1
             server.trouble = str(failure)
             if failure.pause is not None:
-                server.breaker.rest(min(failure.pause, _LONGEST_PAUSE))
-            if failure.pause is None or not failure.put_off:
+                server.breaker.rest(min(failure.pause, calls.LONGEST_PAUSE))
+            if failure.pause is None or not isinstance(failure, _NotTried):
                 server.breaker.failed()
             raise
         finally:
@@ -210,27 +197,29 @@ class OpenAIChat:
             cause = error.__cause__ or error
             reason = str(cause) or type(cause).__name__
             if type(cause).__name__ in _NOT_REACHED:
-                raise _PassingError(f"could not be reached ({reason})", put_off=True) from error
+                raise _NotTried(server.name, f"could not be reached ({reason})") from error
             if isinstance(error, TimeoutError | openai.APITimeoutError):
-                raise _PassingError(f"gave no answer within {self._timeout:g} s") from error
-            raise _PassingError(f"broke off ({reason})") from error
+                raise calls.PassingError(server.name, f"gave no answer within {self._timeout:g} s") from error
+            raise calls.PassingError(server.name, f"broke off ({reason})") from error
         except openai.APIStatusError as error:
             raise self._status_failure(server, error) from error
         except (ValueError, RecursionError, openai.APIError) as error:
-            raise _PassingError("sent something that is not JSON") from error
+            raise calls.PassingError(server.name, "sent something that is not JSON") from error
+        no_completion = calls.PassingError(server.name, "sent something that is no chat completion")
         try:
             content: object = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError):
-            content = completion
+        except (AttributeError, IndexError, TypeError) as error:
+            raise no_completion from error
         if not isinstance(content, str | None):
-            raise _PassingError("sent something that is no chat completion")
+            raise no_completion
         return content or ""
 
     def _status_failure(self, server: Endpoint, error: "APIStatusError") -> Exception:
         status, said = error.status_code, self._said(error)
-        if status in _TRY_AGAIN or status >= 500:
-            pause = _retry_after(error.response.headers)
-            return _PassingError(f"answered with status {status} ({said})", status in _NOT_NOW, pause)
+        if calls.may_pass(status):
+            kind = _NotTried if status in _NOT_NOW else calls.PassingError
+            pause = calls.retry_after(error.response.headers)
+            return kind(server.name, f"answered with status {status} ({said})", pause)
         if status in (401, 403):
             return Unavailable(
                 f"The server at {server.name} refused the key (status {status}); put the right one into the "
@@ -251,17 +240,4 @@ class OpenAIChat:
 
 def _pause(rounds: int) -> float:
     """Seconds until all servers are asked again: at most half a second, then one, two, … up to half a minute."""
-    return min(_FIRST_PAUSE * 2**rounds, _LONGEST_PAUSE / 2) * random.uniform(0.5, 1.0)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The header Retry-After in seconds: a number, or the time until a date."""
-    value = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
+    return min(calls.FIRST_PAUSE * 2**rounds, calls.LONGEST_PAUSE / 2) * random.uniform(0.5, 1.0)

@@ -73,11 +73,7 @@ class Simulator:
         if key not in self._pages:
             self._pages[key] = asyncio.create_task(self._write(request, noise, answer))
         writing, pages = self._pages[key], self._pages
-        try:
-            page = await asyncio.shield(writing)
-        except Unavailable:
-            pages.pop(key, None)
-            raise
+        page = await asyncio.shield(writing)
         if page.error and pages.get(key) is writing:
             del pages[key]
         return page

@@ -55,6 +55,7 @@ def reinforce(run: Run, start: str) -> None:
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
     engine = _engine(run, rewards)
     agent = run.agent(sampler, engine, run.settings(training=True))
+    display.stage(STAGE, training.steps, state.step)
     saved = state.step
 
     def save() -> None:
@@ -69,13 +70,12 @@ def reinforce(run: Run, start: str) -> None:
             watch.good_step,
         )
 
-    display.stage(STAGE, training.steps, state.step)
     for step in range(state.step + 1, training.steps + 1):
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
         try:
             groups = asyncio.run(run_groups(agent, order, recipe, step))
         except RunError as error:
-            if saved < state.step:
+            if state.step > saved:
                 save()
             raise RunError(
                 f"{str(error).rstrip('.')}; the run is kept as it was after step {state.step}: go on from there with "
