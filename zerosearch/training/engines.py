@@ -88,25 +88,34 @@ def served_chat(recipe: Recipe) -> "ChatModel":
 def sampled_chat(
     recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
 ) -> "ChatModel":
-    """A simulation model in this process, by its name or folder, with room for the recipe's template.
+    """A simulation model in this process, by its name or folder, behind the recipe's cache."""
 
-    It stands behind the recipe's cache, where the contents of its folder tell it from other models.
-    """
+    def identity() -> tuple[str, ...]:
+        from zerosearch.inference.chat_cache import fingerprint
+        from zerosearch.inference.embedded import resolve_model
+
+        folder = Path(resolve_model(name))
+        return "local", fingerprint(folder) if folder.is_dir() else name, str(dtype)
+
+    return _cached(recipe, "simulator", identity, lambda: _sampled(recipe, name, load, lane, dtype))
+
+
+def _sampled(
+    recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
+) -> "ChatModel":
+    """The model with room for the recipe's template."""
     from zerosearch.inference.local import LocalSampler
     from zerosearch.inference.models import load_tokenizer
     from zerosearch.inference.sampled_chat import SampledChat
     from zerosearch.inference.tokens import encode_chat
 
-    def make() -> SampledChat:
-        simulation, template = recipe.simulation, make_template(recipe)
-        tokenizer = load_tokenizer(name)
-        frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
-        frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
-        length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
-        sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
-        return SampledChat(sampler, tokenizer, "simulator")
-
-    return _cached(recipe, "simulator", lambda: ("local", _weights(name), str(dtype)), make)
+    simulation, template = recipe.simulation, make_template(recipe)
+    tokenizer = load_tokenizer(name)
+    frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
+    frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
+    length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
+    sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
+    return SampledChat(sampler, tokenizer, "simulator")
 
 
 def _cached(
@@ -120,15 +129,6 @@ def _cached(
 
     cache = ChatCache(Path(simulation.cache).expanduser())
     return CachedChat(cache, identity(), name, None if simulation.offline else make())
-
-
-def _weights(name: str) -> str:
-    """What tells the weights of a model in this process from others: of a folder its contents, else the hub id."""
-    from zerosearch.inference.chat_cache import fingerprint
-    from zerosearch.inference.embedded import resolve_model
-
-    folder = Path(resolve_model(name))
-    return fingerprint(folder) if folder.is_dir() else name
 
 
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
