@@ -162,7 +162,7 @@ def test_a_repeated_run_takes_its_pages_from_the_cache_and_asks_nobody(
 def test_a_simulator_in_this_process_is_cached_by_its_weights(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = [f"simulation.model={model}", f"simulation.cache={tmp_path / 'cache'}", "training.steps=1"]
+    here = [f"simulation.model={model}", "simulation.mode=sft", f"simulation.cache={tmp_path / 'cache'}", "training.steps=1"]
     assert train(capsys, model, tmp_path / "one", *here) == (0, "")
     assert train(capsys, model, tmp_path / "two", *here, "simulation.offline=true") == (0, "")
     ends_like(tmp_path / "two", tmp_path / "one")
