@@ -125,7 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("retry-after", retry_after)
         self.end_headers()
         self.wfile.write(body[: int(len(body) * sent)])
-        self.close_connection = sent < 1
+        if sent < 1:
+            self.close_connection = True
 
     def log_message(self, *_: object) -> None: ...
 
