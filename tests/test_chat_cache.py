@@ -129,6 +129,7 @@ def test_the_recipe_says_where_the_cache_is_and_whether_servers_are_asked(tmp_pa
 # The file
 
 
+@settings(max_examples=30)
 @given(texts=st.lists(st.text(st.characters()), max_size=5))
 def test_any_text_comes_back(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = ChatCache(tmp_path_factory.mktemp("cache"))

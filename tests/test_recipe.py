@@ -169,7 +169,10 @@ def test_an_unknown_key_in_a_file_is_named_too(tmp_path: Path) -> None:
         (["agent.max_length=100"], ["agent.max_length is 100", "too short"]),
         (["simulation.url=localhost:8000"], ["localhost:8000", "http://"]),
         (["simulation.url=http://localhost:8000/v1"], ["simulation.tuning.enabled", "cannot be tuned"]),
-        (["simulation.url=https://me:word@host/v1"], ["simulation.url holds a user name or password", "OPENAI_API_KEY"]),
+        (
+            ["simulation.url=https://me:word@host/v1"],
+            ["simulation.url holds a user name", "OPENAI_API_KEY"],
+        ),
         (["simulation.offline=true"], ["simulation.offline is true", "simulation.cache names no folder"]),
         (["simulation.mode=prompt"], ["simulation.tuning.enabled", 'simulation.mode = "sft"']),
         (["simulation.model=", "simulation.tuning.enabled=false"], ["simulation.model is empty"]),

@@ -71,7 +71,7 @@ def test_what_the_server_is_asked(unbroken: Unbroken) -> None:
         assert any(demands[search["noise"]] in text and search["query"] in text for text in told)
         assert any(question in text for text in told) or search["noise"] == "noisy"
     assert all((each["model"], each["max_tokens"]) == ("writer", 24) for each in asked)
-    assert [row["simulator/chat/calls"] for row in rows(run)] == [row["simulator/chat/cache_misses"] for row in rows(run)]
+    assert all(row["simulator/chat/calls"] == row["simulator/chat/cache_misses"] for row in rows(run))
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,14 @@ def test_when_all_servers_die_the_run_is_kept_and_ends_later_as_if_they_had_not(
         code, said = train(capsys, model, run, url, "simulation.outage=1")
     assert code == 1 and said.startswith("error: no chat server was there for 1 s: ") and "\n" not in said
     assert one.url in said and other.url in said
-    assert "the run is kept as it was after step 1: go on from there with the same command and resume=true" in said
-    assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-000001"]
-    assert len(rows(run)) == 1
+    done = len(rows(run))
+    assert 1 <= done < 3
+    assert f"is kept as it was after step {done}: go on from there with the same command and resume=true" in said
+    assert [path.name for path in checkpoints(run / "checkpoints")] == [f"step-{done:06d}"]
 
     with ChatProcess() as elsewhere:
         assert train(capsys, model, run, f"simulation.url={elsewhere.url}", "resume=true") == (0, "")
-        assert len(elsewhere.asked()) == pages_of(expected) - pages_of(expected, 1)
+        assert len(elsewhere.asked()) == pages_of(expected) - pages_of(expected, done)
     ends_like(run, expected)
 
 
@@ -162,7 +163,8 @@ def test_a_repeated_run_takes_its_pages_from_the_cache_and_asks_nobody(
 def test_a_simulator_in_this_process_is_cached_by_its_weights(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = [f"simulation.model={model}", "simulation.mode=sft", f"simulation.cache={tmp_path / 'cache'}", "training.steps=1"]
+    here = [f"simulation.model={model}", "simulation.mode=sft", "training.steps=1"]
+    here += [f"simulation.cache={tmp_path / 'cache'}"]
     assert train(capsys, model, tmp_path / "one", *here) == (0, "")
     assert train(capsys, model, tmp_path / "two", *here, "simulation.offline=true") == (0, "")
     ends_like(tmp_path / "two", tmp_path / "one")

@@ -101,6 +101,13 @@ def test_who_has_another_server_does_not_wait_for_one_that_is_away(pair: tuple[C
     assert asyncio.run(all_answers(chat_model(away, good, outage=0.0), asked)) == [expected(each) for each in asked]
 
 
+def wait_until_asked(server: ChatProcess, count: int) -> None:
+    limit = time.monotonic() + 60
+    while len(server.asked()) < count:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 def test_requests_wait_for_the_only_server_to_come_back() -> None:
     asked = requests(8)
 
@@ -108,8 +115,7 @@ def test_requests_wait_for_the_only_server_to_come_back() -> None:
         with ChatProcess() as first:
             first.do(then="slow 30")
             waiting = asyncio.create_task(all_answers(chat_model(first, outage=60.0), asked))
-            while len(await asyncio.to_thread(first.asked)) < 8:
-                await asyncio.sleep(0.02)
+            await asyncio.to_thread(wait_until_asked, first, 8)
         await asyncio.sleep(1.0)
         assert not waiting.done()
         with ChatProcess(first.port):

@@ -33,7 +33,7 @@ class ChatModel(Protocol):
 
 
 @runtime_checkable
-class CountingChat(Protocol):
+class CountingChat(ChatModel, Protocol):
     """A chat model that counts what it does."""
 
     def counters(self) -> dict[str, float]: ...

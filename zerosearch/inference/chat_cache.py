@@ -37,9 +37,7 @@ class ChatCache:
         except OSError as error:
             raise UserError(f"the cache folder {folder} cannot be made ({error.strerror}): choose another") from error
         with self._sentences():
-            self._file = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._file = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
             self._file.execute(
@@ -60,9 +58,7 @@ class ChatCache:
     def put(self, key: str, text: str) -> None:
         answer = json.dumps(text)
         with self._sentences():
-            self._file.execute(
-                "INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, answer, _digest(key, answer))
-            )
+            self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, answer, _digest(key, answer)))
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:

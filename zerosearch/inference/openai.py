@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.endpoints import Endpoint, Endpoints
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import APIStatusError
 
 _NOT_NOW = (425, 429, 503)
 _NOT_REACHED = ("ConnectError", "ConnectTimeout")  # of httpx or of its successor, by the version of openai
@@ -68,7 +68,7 @@ class OpenAIChat:
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_concurrency = max_concurrency
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, float] = defaultdict(float)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def check(self) -> None:
@@ -80,9 +80,11 @@ class OpenAIChat:
         self._connect()
         servers = self._endpoints.all
         answers = await asyncio.gather(*(self._ask(server, _PROBE) for server in servers), return_exceptions=True)
-        away = [server for server, answer in zip(servers, answers, strict=True) if isinstance(answer, calls.PassingError)]
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, calls.PassingError):
+        away = []
+        for server, answer in zip(servers, answers, strict=True):
+            if isinstance(answer, calls.PassingError):
+                away.append(server)
+            elif isinstance(answer, BaseException):
                 raise answer
         if len(away) == len(servers):
             raise RunError(
@@ -99,7 +101,7 @@ class OpenAIChat:
 
     def counters(self) -> dict[str, float]:
         """Since the last reset: calls of servers, failed_calls, empty_answers, and seconds summed over the calls."""
-        return {name: float(self._counts[name]) for name in ("calls", "failed_calls", "empty_answers", "seconds")}
+        return {name: self._counts[name] for name in ("calls", "failed_calls", "empty_answers", "seconds")}
 
     def reset_counters(self) -> None:
         self._counts.clear()
@@ -111,7 +113,7 @@ class OpenAIChat:
             from openai import AsyncOpenAI, Timeout
 
             limits = Timeout(self._timeout, connect=min(calls.CONNECT_SECONDS, self._timeout))
-            self._clients: dict[Endpoint, AsyncOpenAI] = {
+            self._clients = {
                 server: AsyncOpenAI(base_url=server.url, api_key=self._key or "none", timeout=limits, max_retries=0)
                 for server in self._endpoints.all
             }
@@ -132,8 +134,8 @@ class OpenAIChat:
                     tries, since = tries + 1, time.monotonic()
                     if tries > self._max_retries:
                         raise RunError(
-                            f"The chat model '{self.name}' at {failure.server} failed {tries} times, at last because it "
-                            f"{failure}; check that the server runs and is not overloaded."
+                            f"The chat model '{self.name}' at {failure.server} failed {tries} times, at last because "
+                            f"it {failure}; check that the server runs and is not overloaded."
                         ) from failure
                 tried.add(server)
                 if not self._endpoints.free(but=tried):

@@ -57,26 +57,13 @@ def reinforce(run: Run, start: str) -> None:
     agent = run.agent(sampler, engine, run.settings(training=True))
     display.stage(STAGE, training.steps, state.step)
     saved = state.step
-
-    def save() -> None:
-        save_checkpoint(
-            folder.checkpoints,
-            policy,
-            run.tokenizer,
-            learner.optimizer,
-            state,
-            training.keep,
-            learner.critic,
-            watch.good_step,
-        )
-
     for step in range(state.step + 1, training.steps + 1):
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
         try:
             groups = asyncio.run(run_groups(agent, order, recipe, step))
         except RunError as error:
             if state.step > saved:
-                save()
+                _save(run, learner, state, watch)
             raise RunError(
                 f"{str(error).rstrip('.')}; the run is kept as it was after step {state.step}: go on from there with "
                 "the same command and resume=true"
@@ -107,7 +94,7 @@ def reinforce(run: Run, start: str) -> None:
         watch.see(step, figures)
         watch.check(folder.checkpoints, start)
         if step == training.steps or (training.save_every and step % training.save_every == 0):
-            save()
+            _save(run, learner, state, watch)
             saved = step
     rows = folder.metrics.rows(STAGE)
     counted = all("real_searches" in row for row in rows)  # older versions did not
@@ -133,6 +120,19 @@ SHOWN = (
     "leak_rate",
     "entropy",
 )
+
+
+def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> None:
+    save_checkpoint(
+        run.folder.checkpoints,
+        run.policy,
+        run.tokenizer,
+        learner.optimizer,
+        state,
+        run.recipe.training.keep,
+        learner.critic,
+        watch.good_step,
+    )
 
 
 def _engine(run: Run, rewards: Sequence[float]) -> SearchEngine | None:
