@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import ChatProcess
+from chat_process import ChatProcess
 from whole_runs import ONLY_RL, arguments, carry_out, results, rows, trajectories
 
 from zerosearch.cli.main import run as command

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from chat_server import ChatProcess, page
+from chat_process import ChatProcess, page
 
 from zerosearch.draws import seed_for
 from zerosearch.errors import RunError, Unavailable
