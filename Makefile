@@ -8,6 +8,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/world-0
+SAME_START := evaluation.untrained=false  # the untrained model is the same for every seed
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 	$$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && break; done)
@@ -29,7 +30,9 @@ quickstart: $(VENV)/.local
 	$(BIN)/zerosearch train world $(ARGS)
 
 quickstart-seeds: $(VENV)/.local
-	set -e; for seed in 0 1 2; do $(BIN)/zerosearch train world seed=$$seed resume=true $(ARGS); done
+	$(BIN)/zerosearch train world seed=0 resume=true $(ARGS)
+	$(BIN)/zerosearch train world seed=1 resume=true $(SAME_START) $(ARGS)
+	$(BIN)/zerosearch train world seed=2 resume=true $(SAME_START) $(ARGS)
 	$(BIN)/zerosearch view runs/world-0 runs/world-1 runs/world-2
 
 controls: $(VENV)/.local

@@ -24,16 +24,18 @@ from zerosearch.training.trainer import STAGE
 
 RECIPE = "world-bm25"
 NO_MORE = ["evaluation.untrained=false", "evaluation.warm_start=false"]
+CAREFUL = "training.learning_rate=1e-5"
+"""For what pushes failures away, too: at the recipe's rate, that unlearns what they share with successes."""
 ALGORITHMS: dict[str, list[str]] = {
     "reinforce": ["algorithm.type=reinforce"],
-    "reinforce, group baseline": ["algorithm.type=reinforce", "algorithm.baseline=group"],
-    "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus"],
-    "reinforce_plus_plus_baseline": ["algorithm.type=reinforce_plus_plus_baseline"],
-    "rloo": ["algorithm.type=rloo"],
-    "grpo": ["algorithm.type=grpo"],
-    "dr_grpo": ["algorithm.type=dr_grpo"],
-    "gspo": ["algorithm.type=gspo"],
-    "ppo": ["algorithm.type=ppo", "algorithm.critic.warmup_steps=1"],
+    "reinforce, group baseline": ["algorithm.type=reinforce", "algorithm.baseline=group", CAREFUL],
+    "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus", CAREFUL],
+    "reinforce_plus_plus_baseline": ["algorithm.type=reinforce_plus_plus_baseline", CAREFUL],
+    "rloo": ["algorithm.type=rloo", CAREFUL],
+    "grpo": ["algorithm.type=grpo", CAREFUL],
+    "dr_grpo": ["algorithm.type=dr_grpo", CAREFUL],
+    "gspo": ["algorithm.type=gspo", CAREFUL],
+    "ppo": ["algorithm.type=ppo", "algorithm.critic.warmup_steps=1", CAREFUL],
 }
 COLUMNS = ("algorithm", "seeds", "reward, first half", "second half", "F1 before", "F1 after", "gain", "minutes")
 WINDOW = 3

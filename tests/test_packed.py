@@ -1,7 +1,7 @@
 """Packed scoring: the same numbers and gradients as each sequence alone, and nothing of unwanted tokens."""
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import accumulate, combinations, takewhile
 
 import pytest
 import tiny
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from zerosearch.inference.packed import Branch, SelectiveLogSoftmax, Tree, micro_batches, score
 from zerosearch.inference.supervised import SupervisedSettings, learn
+from zerosearch.inference.trie import WORTH_SHARING, lay_out
 
 TOKEN = st.integers(3, 300)
 BRANCH = (
@@ -109,6 +110,77 @@ def test_gradients_are_those_of_each_sequence_alone(architecture: str) -> None:
     (tables.gather(-1, torch.tensor(wanted_tokens(FIXED))[:, None])[:, 0] * weights).sum().backward()
     for mine, expected in zip(found, gradients(model), strict=True):
         assert torch.allclose(mine, expected, atol=1e-5 * (1 + expected.abs().max().item()))
+
+
+PAGE = list(range(100, 100 + WORTH_SHARING))
+"""Enough tokens to be worth sharing."""
+SHARING = [
+    Tree(
+        [5, 6],
+        [
+            Branch([9, *PAGE, 8, 7, *PAGE, 4], [True] * 2 + [False] * (2 * WORTH_SHARING + 1) + [True]),
+            Branch([9, *PAGE, 8, 7, *PAGE, 4], [False] * (2 * WORTH_SHARING + 3) + [True]),
+            Branch([9, *PAGE, 8, 7, *PAGE, 3], [False] * (2 * WORTH_SHARING + 3) + [True]),
+            Branch([9, *PAGE, 11, 12], [True] * (WORTH_SHARING + 3)),
+            Branch([9, *PAGE], [True] * (WORTH_SHARING + 1)),
+            Branch([9, 8], [True, True]),
+        ],
+    ),
+    FIXED[0],
+]
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_what_branches_share_is_computed_once_and_counts_for_each(architecture: str) -> None:
+    model = MODELS[architecture]
+    assert SHARING[0].tokens == 2 + (1 + len(PAGE)) + (2 + len(PAGE)) + 1 + 1 + 2 + 2
+    weights = torch.linspace(-1, 1, len(wanted_tokens(SHARING)), dtype=torch.float64)
+    scores = score(model, SHARING, entropy_gradient=True)
+    (scores.log_probs @ weights + scores.entropies @ weights.flip(0)).backward()
+    found = gradients(model)
+    tables = torch.stack(list(alone(model, SHARING)))
+    chosen = tables.gather(-1, torch.tensor(wanted_tokens(SHARING))[:, None])[:, 0]
+    entropies = -(tables.exp() * tables).sum(-1)
+    assert torch.allclose(scores.log_probs, chosen, atol=1e-5)
+    assert torch.allclose(scores.entropies, entropies, atol=1e-5)
+    (chosen @ weights + entropies @ weights.flip(0)).backward()
+    for mine, expected in zip(found, gradients(model), strict=True):
+        assert torch.allclose(mine, expected, atol=1e-5 * (1 + expected.abs().max().item()))
+
+
+def test_a_shared_token_passes_the_output_layer_once() -> None:
+    model = tiny.model()
+    seen: list[torch.Tensor] = []
+    model.lm_head.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    scores = score(model, SHARING[:1])
+    assert len(scores.log_probs) == len(wanted_tokens(SHARING[:1])) == 43
+    # the first branch's three, the third's last, the fourth's PAGE and two, the last one's second
+    assert [len(output) for output in seen] == [3 + 1 + WORTH_SHARING + 1 + 1]
+
+
+STEPS = st.lists(st.sampled_from([[7], [8], PAGE, [*PAGE, 9], [3, *PAGE]]), max_size=4)
+
+
+@given(prefix=st.lists(TOKEN, min_size=1, max_size=3), written=st.lists(STEPS, min_size=1, max_size=6))
+def test_a_trie_holds_every_sequence_at_its_places(prefix: list[int], written: list[list[list[int]]]) -> None:
+    branches = [[token for step in steps for token in step] for steps in written]
+    trie = lay_out(prefix, branches)
+    row = [token for run in trie.runs for token in run.token_ids]
+    starts = list(accumulate((len(run.token_ids) for run in trie.runs), initial=0))
+    assert row[: len(prefix)] == prefix and trie.tokens == len(row)
+    for branch, places in zip(branches, trie.places, strict=True):
+        assert [row[place] for place in places] == branch
+        # its places are those of a chain of runs from the prefix on, each whole and at the right position
+        chain = [number for number, start in enumerate(starts[:-1]) if start in places]
+        assert [trie.runs[number].parent for number in chain] == [0, *chain][: len(chain)]
+        assert [trie.runs[n].position for n in chain] == [len(prefix) + places.index(starts[n]) for n in chain]
+        assert sum(len(trie.runs[number].token_ids) for number in chain) == len(branch)
+    # sharing what is worth it: no two branches hold the same beginning of that length twice
+    for one, two in combinations(range(len(branches)), 2):
+        pairs = zip(branches[one], branches[two], strict=False)
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        alike = sum(a == b for a, b in zip(trie.places[one], trie.places[two], strict=False))
+        assert alike > common - WORTH_SHARING
 
 
 def test_only_wanted_tokens_reach_the_output_layer() -> None:

@@ -173,6 +173,10 @@ def test_an_unknown_key_in_a_file_is_named_too(tmp_path: Path) -> None:
             ["simulation.url=https://me:word@host/v1"],
             ["simulation.url holds a user name", "OPENAI_API_KEY"],
         ),
+        (
+            ["simulation.mode=self", "simulation.tuning.enabled=false", "simulation.cache=pages"],
+            ["simulation.cache is set", "simulation.frozen = true"],
+        ),
         (["simulation.offline=true"], ["simulation.offline is true", "simulation.cache names no folder"]),
         (["simulation.mode=prompt"], ["simulation.tuning.enabled", 'simulation.mode = "sft"']),
         (["simulation.model=", "simulation.tuning.enabled=false"], ["simulation.model is empty"]),

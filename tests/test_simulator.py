@@ -19,7 +19,7 @@ from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.simulation.hops import answers_for, hop_asked_for
 from zerosearch.simulation.quality import holds_answer, telling_answers
 from zerosearch.simulation.schedule import ConstantNoise, CurriculumNoise, Schedule, draw_noise
-from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.simulator import Simulator, Writing
 from zerosearch.simulation.template import load_template
 
 FOUNDER = Hop("Silver Anchor", "founder", ("Alice Turner", "A. Turner"))
@@ -47,7 +47,7 @@ class Writer:
 
 def simulator(chat: Writer, noise: float | Schedule = 0.0, template: str = "sft", seed: int = 0) -> Simulator:
     schedule = ConstantNoise(noise) if isinstance(noise, float) else noise
-    return Simulator(chat, load_template(template), schedule, seed=seed, max_tokens=99, temperature=0.7)
+    return Simulator(chat, load_template(template), schedule, seed=seed, writing=Writing(99, 0.7))
 
 
 def search(engine: Simulator, query: str, question: Question = TWO_HOPS, k: int = 3, **place: int) -> Page:

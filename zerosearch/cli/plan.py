@@ -56,8 +56,7 @@ def _reinforcement(recipe: Recipe) -> list[str]:
     training, agent = recipe.training, recipe.agent
     per_step = training.questions_per_step * training.samples_per_question
     searches = {
-        "simulated": f"pages by {recipe.simulation.model or 'a server'} ({recipe.simulation.mode}), "
-        f"noise {_noise(recipe)}",
+        "simulated": f"pages by {_writer(recipe)}, noise {_noise(recipe)}",
         "bm25": f"pages by BM25 over {recipe.search.corpus}",
         "none": "no search",
     }[recipe.search.type]
@@ -71,6 +70,13 @@ def _reinforcement(recipe: Recipe) -> list[str]:
     ]
 
 
+def _writer(recipe: Recipe) -> str:
+    simulation = recipe.simulation
+    if simulation.mode == "self":
+        return f"the policy itself, as it {'was before' if simulation.frozen else 'is'}"
+    return f"{simulation.model or 'a server'} ({simulation.mode})"
+
+
 def _noise(recipe: Recipe) -> str:
     noise = recipe.simulation.noise
     levels = {
@@ -80,7 +86,14 @@ def _noise(recipe: Recipe) -> str:
         "reverse": f"{noise.end:g} to {noise.start:g}",
         "adaptive": f"between {noise.start:g} and {noise.end:g}, for a reward of {noise.target:g}",
     }
-    return levels.get(noise.schedule, f"{noise.start:g} to {noise.end:g}, {noise.schedule}")
+    kinds = [f"{weight:g} {kind}" for kind, weight in noise.kinds if weight]
+    details = [
+        levels.get(noise.schedule, f"{noise.start:g} to {noise.end:g}, {noise.schedule}"),
+        *(["for each document"] if noise.per == "document" else []),
+        *([" : ".join(kinds)] if kinds else []),
+        *(["the same for a group"] if noise.share == "group" else []),
+    ]
+    return ", ".join(details)
 
 
 def _reward(recipe: Recipe) -> str:

@@ -1,7 +1,8 @@
-"""Log-probabilities of written tokens, with gradients: packed, without padding, shared prefixes computed once.
+"""Log-probabilities of written tokens, with gradients: packed, without padding, what is shared computed once.
 
-A tree is a prefix with branches: the prompt of a group and what each of its episodes went on with. All trees
-of a micro-batch lie in one row of tokens. Only the tokens before a wanted one pass the output layer.
+A tree is a prefix with branches: the prompt of a group and what each of its episodes went on with. Where branches go on
+alike (the same first query, the same page), that is computed once, too. All trees of a micro-batch lie in one row of
+tokens. Only the tokens before a wanted one pass the output layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zerosearch.inference.decoder import grouped_attention, hidden_states
+from zerosearch.inference.trie import Trie, lay_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,30 +37,38 @@ class Tree:
     branches: Sequence[Branch]
 
     @property
+    def trie(self) -> Trie:
+        return lay_out(self.prefix, [branch.token_ids for branch in self.branches])
+
+    @property
     def tokens(self) -> int:
-        return len(self.prefix) + sum(len(branch.token_ids) for branch in self.branches)
+        """Tokens to compute: what branches share counts once."""
+        return self.trie.tokens
 
 
-class TreeAttention:
-    """A prefix sees itself; a branch sees its prefix and itself; nothing sees another tree or branch."""
+class TrieAttention:
+    """A run of tokens sees itself and the runs that it follows; nothing sees another tree or branch."""
 
-    def __init__(self, trees: Sequence[Tree]):
-        self.branches = [len(tree.branches) for tree in trees]
-        self.lengths = [n for tree in trees for n in (len(tree.prefix), *(len(b.token_ids) for b in tree.branches))]
+    def __init__(self, tries: Sequence[Trie]):
+        self.lengths = [len(run.token_ids) for trie in tries for run in trie.runs]
+        self.parents: list[int] = []
+        for trie in tries:
+            first = len(self.parents)
+            self.parents += [run.parent if run.parent < 0 else first + run.parent for run in trie.runs]
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
         # Cut once: the gradient of a slice would be as long as the whole row.
-        queries = iter(queries_THD.split(self.lengths))
-        keys = iter(keys_TGD.transpose(0, 1).split(self.lengths, dim=1))
-        values = iter(values_TGD.transpose(0, 1).split(self.lengths, dim=1))
+        queries = queries_THD.split(self.lengths)
+        keys = list(keys_TGD.transpose(0, 1).split(self.lengths, dim=1))
+        values = list(values_TGD.transpose(0, 1).split(self.lengths, dim=1))
         parts = []
-        for branches in self.branches:
-            prefix_keys, prefix_values = next(keys), next(values)
-            parts.append(grouped_attention(next(queries), prefix_keys, prefix_values, 0))
-            for _ in range(branches):
-                known_keys = torch.cat((prefix_keys, next(keys)), dim=1)
-                known_values = torch.cat((prefix_values, next(values)), dim=1)
-                parts.append(grouped_attention(next(queries), known_keys, known_values, prefix_keys.shape[1]))
+        for number, parent in enumerate(self.parents):
+            known = 0
+            if parent >= 0:
+                known = keys[parent].shape[1]
+                keys[number] = torch.cat((keys[parent], keys[number]), dim=1)
+                values[number] = torch.cat((values[parent], values[number]), dim=1)
+            parts.append(grouped_attention(queries[number], keys[number], values[number], known))
         return torch.cat(parts)
 
 
@@ -71,33 +81,32 @@ class Scores:
 
 
 class Row:
-    """Trees in one row of tokens: T tokens, of which W are wanted.
+    """Trees in one row of T tokens, of which W are wanted; P of these are different, the rest lies on shared runs.
 
-    before_W is the place of the token before each wanted one, whose hidden state predicts it.
+    before_P is the place of the token before each wanted one, whose hidden state predicts it, and targets_P the token
+    itself. pair_W says which of them a wanted token is.
     """
 
     def __init__(self, trees: Sequence[Tree], device: torch.device):
-        ids: list[int] = []
-        positions: list[int] = []
-        before: list[int] = []
-        targets: list[int] = []
-        for tree in trees:
-            ids += tree.prefix
-            positions += range(len(tree.prefix))
-            last = len(ids) - 1
-            for branch in tree.branches:
-                start = len(ids)
-                ids += branch.token_ids
-                positions += range(len(tree.prefix), len(tree.prefix) + len(branch.token_ids))
-                for index, wanted in enumerate(branch.wanted):
+        tries = [tree.trie for tree in trees]
+        runs = [run for trie in tries for run in trie.runs]
+        pairs: dict[tuple[int, int], int] = {}
+        pair: list[int] = []
+        start = 0
+        for tree, trie in zip(trees, tries, strict=True):
+            for branch, places in zip(tree.branches, trie.places, strict=True):
+                before = [len(tree.prefix) - 1, *places]
+                for place, token, wanted in zip(before, branch.token_ids, branch.wanted, strict=False):
                     if wanted:
-                        before.append(start + index - 1 if index else last)
-                        targets.append(branch.token_ids[index])
-        self.ids_T = torch.tensor(ids, device=device)
+                        pair.append(pairs.setdefault((start + place, token), len(pairs)))
+            start += trie.tokens
+        positions = [position for run in runs for position in range(run.position, run.position + len(run.token_ids))]
+        self.ids_T = torch.tensor([token for run in runs for token in run.token_ids], device=device)
         self.positions_T = torch.tensor(positions, device=device)
-        self.before_W = torch.tensor(before, device=device)
-        self.targets_W = torch.tensor(targets, device=device)
-        self.attention = TreeAttention(trees)
+        self.before_P = torch.tensor([place for place, _ in pairs], dtype=torch.long, device=device)
+        self.targets_P = torch.tensor([token for _, token in pairs], dtype=torch.long, device=device)
+        self.pair_W = torch.tensor(pair, dtype=torch.long, device=device)
+        self.attention = TrieAttention(tries)
 
 
 def score(
@@ -114,8 +123,9 @@ def score(
     row = Row(trees, model.device)
     with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
         hidden = hidden_states(model, row.ids_T, row.positions_T, row.attention)
-        logits = model.lm_head(hidden[row.before_W])
-    return Scores(*SelectiveLogSoftmax.apply(logits, row.targets_W, temperature, entropy_gradient))
+        logits = model.lm_head(hidden[row.before_P])
+    log_probs_P, entropies_P = SelectiveLogSoftmax.apply(logits, row.targets_P, temperature, entropy_gradient)
+    return Scores(log_probs_P[row.pair_W], entropies_P[row.pair_W])
 
 
 class SelectiveLogSoftmax(torch.autograd.Function):

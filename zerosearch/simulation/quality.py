@@ -1,11 +1,24 @@
-"""Whether documents hold an answer, and how many of a simulator's pages are what they were asked to be."""
+"""What documents hold, what is wrong with them, and how many of a simulator's pages are what they were asked to be."""
 
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from zerosearch.data import Document, Question
 from zerosearch.data.text import normalize_answer
-from zerosearch.search.engine import Page
+from zerosearch.simulation.noise import KINDS, Label, noise_of
+
+_QUOTED = re.compile(r"[\"“]([^\"“”]+)[\"”]")
+_LINKS = {"of", "the", "and", "for", "in", "de", "la", "du", "von", "van"}
+_FIRST_WORDS = {"who", "whose", "what", "which", "when", "where", "why", "how", "in", "on", "at", "the", "a", "an"}
+_FIRST_WORDS |= {"is", "was", "are", "were", "did", "does", "do", "has", "have", "had", "name"}
+_REFUSAL = re.compile(
+    r"\b(?:i(?:'m| am) sorry|i (?:cannot|can't|can not|do not|don't) (?:provide|help|assist|answer|write|have|know)"
+    r"|as an (?:ai|language) (?:model|assistant)|as a language model|i(?:'m| am) (?:unable|not able) to)\b",
+    re.IGNORECASE,
+)
 
 
 def holds_answer(documents: Sequence[Document], answers: Sequence[str]) -> bool:
@@ -28,61 +41,182 @@ def telling_answers(answers: Sequence[str], question: Question) -> tuple[str, ..
     )
 
 
+def entities(question: Question) -> tuple[str, ...]:
+    """Whom or what the question is about: its hops' subjects, or else the names in its text."""
+    if question.hops:
+        return tuple(dict.fromkeys(hop.subject for hop in question.hops))
+    names = [*_QUOTED.findall(question.text), *_capitalised(question.text)]
+    return tuple(dict.fromkeys(name for name in names if normalize_answer(name)))
+
+
+def _capitalised(text: str) -> list[str]:
+    """Runs of words with a capital letter, small words between them included; not a question's first word."""
+    words = [word.strip("\"“”'’.,;:!?()") for word in text.split()]
+    if words and words[0].lower() in _FIRST_WORDS:
+        words = words[1:]
+    runs: list[list[str]] = [[]]
+    links: list[str] = []
+    for word in words:
+        if word[:1].isupper():
+            runs[-1] += [*links, word]
+            links = []
+        elif runs[-1] and word in _LINKS:
+            links.append(word)
+        else:
+            runs.append([])
+            links = []
+    return [" ".join(run) for run in runs if run]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the documents of a page are held against.
+
+    question: whose entities tell near misses from what is irrelevant. asked: the answers of the fact that the query
+    asks for. gold: those of the whole question. wrong: the answer that contradicting documents are to give.
+    """
+
+    question: Question
+    asked: tuple[str, ...]
+    gold: tuple[str, ...]
+    wrong: str = ""
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        return (*self.asked, *self.gold)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A document that a simulator wrote, and the label under which it was asked for."""
+
+    document: Document
+    label: Label
+
+    def leaks(self, wanted: Wanted) -> bool:
+        """Whether it is to be noisy, and holds a right answer all the same."""
+        return noise_of(self.label) == "noisy" and holds_answer([self.document], wanted.right)
+
+    def of_its_kind(self, wanted: Wanted) -> bool:
+        """Whether it is noise of the kind that it is to be; `near_miss` is of the question, `irrelevant` is not."""
+        about = holds_answer([self.document], entities(wanted.question))
+        wrong = bool(wanted.wrong) and holds_answer([self.document], [wanted.wrong])
+        fits = {"irrelevant": not about, "near_miss": about and not wrong, "contradicting": wrong}
+        return fits.get(self.label, True) and not self.leaks(wanted)
+
+    @property
+    def refuses(self) -> bool:
+        return bool(_REFUSAL.search(self.document.text))
+
+
+def faults(written: Sequence[Written], wanted: Wanted) -> list[int]:
+    """The places of documents that had better not be shown: leaks, refusals and second copies of a text."""
+    places, seen = [], set()
+    for place, each in enumerate(written):
+        text = normalize_answer(each.document.text)
+        if text in seen or each.refuses or each.leaks(wanted):
+            places.append(place)
+        else:
+            seen.add(text)
+    return places
+
+
+def misses(written: Sequence[Written], labels: Sequence[Label], wanted: Wanted) -> bool:
+    """Whether useful documents were asked for and none holds the answer that they were to hold."""
+    useful = [each.document for each in written if each.label == "useful"]
+    return "useful" in labels and bool(wanted.asked) and not holds_answer(useful, wanted.asked)
+
+
+def foreign(document: Document, question: Question) -> bool:
+    """Whether most of its letters are of another script than the question's."""
+    expected, letters = set(_scripts(question.text)), _scripts(document.text)
+    return bool(expected) and sum(script not in expected for script in letters) * 2 > len(letters)
+
+
+def _scripts(text: str) -> list[str]:
+    """The script of each letter: LATIN, CYRILLIC, CJK."""
+    return [unicodedata.name(sign, "").split(" ")[0] for sign in text if sign.isalpha()]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What came of asking for a page.
+
+    labels: of the documents that were asked for. first: as first written. shown: what is left after repair.
+    rewritten: whether the page was written again. dropped: documents left out whole. error: one sentence where the
+    chat model failed.
+    """
+
+    wanted: Wanted
+    labels: tuple[Label, ...]
+    first: tuple[Written, ...] = ()
+    shown: tuple[Written, ...] = ()
+    rewritten: bool = False
+    dropped: int = 0
+    error: str = ""
+
+
 class PageCounts:
     """Counts a simulator's pages by turn: what was asked for, what came, and what it holds."""
 
     def __init__(self) -> None:
         self._turns: dict[int, dict[str, float]] = {}
 
-    def add(
-        self,
-        page: Page,
-        *,
-        k: int,
-        turn: int,
-        probability: float,
-        asked: Sequence[str],
-        gold: Sequence[str],
-    ) -> None:
-        """Count one page.
-
-        k: how many documents were asked for. probability: of noise, by schedule. asked: the answers of the
-            fact that the query asks for. gold: the answers of the whole question.
-        """
-        written = not page.error
-        useful = page.noise == "useful"
-        asked_found = holds_answer(page.documents, asked)
-        gold_found = holds_answer(page.documents, gold)
-        turn_counts = self._turns.setdefault(turn, defaultdict(float))
-        for name, amount in {
+    def add(self, draft: Draft, *, turn: int, probability: float, seconds: float) -> None:
+        """Count one page. probability: of noise, by schedule. seconds: waited for it."""
+        wanted, labels, first, shown = draft.wanted, draft.labels, draft.first, draft.shown
+        written = not draft.error
+        documents = [each.document for each in shown]
+        noisy = sum(noise_of(label) == "noisy" for label in labels)
+        told = written and "useful" in labels and bool(wanted.asked)
+        counts = self._turns.setdefault(turn, defaultdict(float))
+        amounts: dict[str, float] = {
             "pages": 1,
             "errors": not written,
             "written": written,
-            "empty_pages": written and not page.documents,
-            "short_pages": 0 < len(page.documents) < k,
-            "documents_asked": k,
-            "documents_delivered": len(page.documents),
-            "aimless_pages": not asked,
+            "empty_pages": written and not shown,
+            "short_pages": 0 < len(shown) < len(labels),
+            "documents_asked": len(labels),
+            "documents_delivered": len(shown),
+            "documents_dropped": draft.dropped,
+            "rewritten": draft.rewritten,
+            "aimless_pages": not wanted.asked,
             "scheduled": probability,
-            "noisy": not useful,
-            "noisy_written": not useful and written,
-            "leaks": not useful and (asked_found or gold_found),
-            "useful_told": useful and written and bool(asked),
-            "hits": useful and asked_found,
-            "gold_pages": gold_found,
-            "seconds": page.seconds,
-        }.items():
-            turn_counts[name] += amount
+            "noisy": noisy,
+            "noisy_written": written and noisy > 0,
+            "leaks": any(each.leaks(wanted) for each in shown),
+            "leaks_first": any(each.leaks(wanted) for each in first),
+            "useful_told": told,
+            "hits": told and not misses(shown, labels, wanted),
+            "hits_first": told and not misses(first, labels, wanted),
+            "gold_pages": holds_answer(documents, wanted.gold),
+            "refusals": sum(each.refuses for each in first),
+            "copies": len(first) - len({normalize_answer(each.document.text) for each in first}),
+            "foreign": sum(foreign(document, wanted.question) for document in documents),
+            "words": sum(len(document.text.split()) for document in documents),
+            "seconds": seconds,
+        }
+        for kind in KINDS:
+            of_kind = [each for each in shown if each.label == kind]
+            amounts[kind] = len(of_kind)
+            amounts[f"{kind}_right"] = sum(each.of_its_kind(wanted) for each in of_kind)
+        for name, amount in amounts.items():
+            counts[name] += amount
 
     def summary(self, prefix: str) -> dict[str, float]:
         """Counts and rates under the prefix, and by turn under `<prefix>/turn_1` and so on.
 
         pages, errors, empty_pages, short_pages (some documents, but fewer than asked for), documents_asked,
-        documents_delivered, seconds (waited, summed over pages);
+        documents_delivered, documents_dropped (for a leak, a refusal or a copy), seconds (waited, summed over pages);
         aimless_pages: the query asks for no fact whose answers are known.
-        noise_scheduled, noise_realised: the mean probability and the share of pages labelled noisy.
-        leaks, leak_rate: noisy pages that hold an answer, and their share of the noisy pages written.
-        hits, hit_rate: useful pages that hold the answer asked for, and their share of those that could.
+        refusals, copies: documents as first written that decline to answer; that repeat another one's text.
+        foreign: documents in another script than the question's. words_per_document: of those shown.
+        delivered_rate: documents shown, of those asked for. rewritten_rate: pages that were written again.
+        noise_scheduled, noise_realised: the mean probability and the share of documents labelled noisy.
+        leaks, leak_rate: pages with noisy documents of which one holds an answer, and their share of all such pages.
+        hits, hit_rate: pages whose useful documents hold the answer asked for, and their share of those that could.
+        first/leak_rate, first/hit_rate: the same before repair.
+        irrelevant_rate, near_miss_rate, contradicting_rate: noisy documents that are of the kind that was asked for.
         gold_rate: the share of all pages written that hold an answer of the whole question.
         A rate of nothing is 0.
         """
@@ -103,17 +237,27 @@ _COUNTS = (
     "short_pages",
     "documents_asked",
     "documents_delivered",
+    "documents_dropped",
     "aimless_pages",
     "leaks",
     "hits",
+    "refusals",
+    "copies",
+    "foreign",
     "seconds",
 )
 _RATES = {
     "noise_scheduled": ("scheduled", "pages"),
-    "noise_realised": ("noisy", "pages"),
+    "noise_realised": ("noisy", "documents_asked"),
     "leak_rate": ("leaks", "noisy_written"),
     "hit_rate": ("hits", "useful_told"),
+    "first/leak_rate": ("leaks_first", "noisy_written"),
+    "first/hit_rate": ("hits_first", "useful_told"),
     "gold_rate": ("gold_pages", "written"),
+    "delivered_rate": ("documents_delivered", "documents_asked"),
+    "rewritten_rate": ("rewritten", "pages"),
+    "words_per_document": ("words", "documents_delivered"),
+    **{f"{kind}_rate": (f"{kind}_right", kind) for kind in KINDS},
 }
 
 

@@ -29,8 +29,11 @@ def noise_probability(step: int, total_steps: int, start: float, end: float, bas
     return start + share * (end - start)
 
 
-def draw_noise(seed: int, question: Question, sample: int, turn: int, step: int, probability: float) -> Noise:
-    """The label of one page: noisy with the given probability, a function of the arguments alone."""
+def draw_noise(seed: int, question: Question, sample: int | str, turn: int, step: int, probability: float) -> Noise:
+    """The label of one page: noisy with the given probability, a function of the arguments alone.
+
+    sample: a text in its place stands for all samples of a group.
+    """
     number = uniform(seed, "noise", question.data_set, question.id, sample, turn, step)
     return "noisy" if number < probability else "useful"
 

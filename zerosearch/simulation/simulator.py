@@ -2,27 +2,54 @@
 
 import asyncio
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from zerosearch.data import Document
 from zerosearch.draws import seed_for
 from zerosearch.errors import RunError, Unavailable
 from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat
 from zerosearch.search.engine import Noise, Page, SearchRequest
-from zerosearch.simulation.hops import answers_for
-from zerosearch.simulation.quality import PageCounts, telling_answers
-from zerosearch.simulation.schedule import Schedule, draw_noise
+from zerosearch.simulation.distractors import Distractors
+from zerosearch.simulation.noise import Dial, Label, draw_labels, noise_of
+from zerosearch.simulation.quality import Draft, PageCounts, Wanted, Written, faults, misses, telling_answers
+from zerosearch.simulation.schedule import Schedule
+from zerosearch.simulation.telling import Teller, Told
 from zerosearch.simulation.template import Template, parse_documents
+
+Repair = Literal["none", "drop", "rewrite"]
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How pages are written.
+
+    max_tokens: of one call's text. repair: `none`; `drop` leaves out, whole, documents that leak an answer, refuse or
+    repeat another one; `rewrite` has a page with such documents, with too few, or without the answer that it was to
+    hold written again, once, keeps the better one, and then drops.
+    """
+
+    max_tokens: int = 600
+    temperature: float = 0.8
+    repair: Repair = "none"
+
+
+PLAIN, PAPER = Writing(), Dial()
 
 
 class Simulator:
     """A search engine played by a chat model, which is told what to write but never given a passage.
 
-    Whether a page is to be useful or noisy is drawn before the chat model is called, as a function of
-    (seed, question, sample, turn, step). The page itself is a function of (seed, question, query, label, step):
-    like a real engine it gives whoever asks the same thing the same page, which is written once. The model may be
-    told the question and the first answer of the fact that the query asks for (see `answers_for`).
-    Its documents are handed on as they were written. A chat model that fails gives a page with an error; one that is
-    unavailable to every request raises.
+    Which documents of a page are to be noisy is drawn before the chat model is called, as a function of
+    (seed, question, sample, turn, step). The page itself is a function of (seed, question, query, labels, step):
+    like a real engine it gives whoever asks the same thing the same page, which is written once. Documents of
+    different labels are asked for in calls of their own. The model may be told the question and an answer (see
+    `Teller`). A document is handed on as it was written or not at all (see `Writing.repair`). A chat model that fails
+    gives a page with an error; one that is unavailable to every request raises.
+
+    distractors: what irrelevant and contradicting documents are made from; without them such documents are asked for
+    as plainly noisy ones.
     """
 
     def __init__(
@@ -31,8 +58,10 @@ class Simulator:
         template: Template,
         schedule: Schedule,
         seed: int = 0,
-        max_tokens: int = 600,
-        temperature: float = 0.8,
+        writing: Writing = PLAIN,
+        dial: Dial = PAPER,
+        teller: Teller | None = None,
+        distractors: Distractors | None = None,
         name: str = "simulator",
     ) -> None:
         self.name = name
@@ -40,73 +69,123 @@ class Simulator:
         self._template = template
         self._schedule = schedule
         self._seed = seed
-        self._max_tokens = max_tokens
-        self._temperature = temperature
+        self._writing = writing
+        self._dial = dial
+        self._teller = teller or Teller()
+        self._distractors = distractors or Distractors(())
         self._counts = PageCounts()
         self._step = 0
-        self._pages: dict[tuple[str, str, str, Noise, int], asyncio.Task[Page]] = {}
+        self._drafts: dict[tuple[str, str, str, tuple[Label, ...]], asyncio.Task[Draft]] = {}
 
     async def search(self, request: SearchRequest) -> Page:
-        question = request.question
         probability = self._schedule.probability(request.step)
-        noise = draw_noise(self._seed, question, request.sample, request.turn, request.step, probability)
-        answers = answers_for(request.query, question)
-        query = " ".join(request.query.split())
+        labels = draw_labels(self._seed, self._dial, request, probability)
         started = time.perf_counter()
-        page = await self._page(replace(request, query=query), noise, answers[0] if answers else "")
-        page = replace(page, seconds=time.perf_counter() - started)
-        self._counts.add(
-            page,
-            k=request.k,
-            turn=request.turn,
-            probability=probability,
-            asked=telling_answers(answers, question),
-            gold=telling_answers(question.golden_answers, question),
-        )
-        return page
+        draft = await self._draft(replace(request, query=" ".join(request.query.split())), labels)
+        seconds = time.perf_counter() - started
+        self._counts.add(draft, turn=request.turn, probability=probability, seconds=seconds)
+        noise: Noise = "useful" if "useful" in labels else "noisy"
+        return Page(tuple(each.document for each in draft.shown), noise, draft.error, seconds)
 
-    async def _page(self, request: SearchRequest, noise: Noise, answer: str) -> Page:
-        """The page that was written for this before in this step, or is being written, or else a new one."""
+    async def _draft(self, request: SearchRequest, labels: tuple[Label, ...]) -> Draft:
+        """What was written for this before in this step, or is being written, or else something new."""
         if request.step != self._step:
-            self._step, self._pages = request.step, {}
-        key = (request.question.data_set, request.question.id, request.query, noise, request.k)
-        if key not in self._pages:
-            self._pages[key] = asyncio.create_task(self._write(request, noise, answer))
-        writing, pages = self._pages[key], self._pages
-        page = await asyncio.shield(writing)
-        if page.error and pages.get(key) is writing:
-            del pages[key]
-        return page
+            self._step, self._drafts = request.step, {}
+        key = (request.question.data_set, request.question.id, request.query, labels)
+        if key not in self._drafts:
+            self._drafts[key] = asyncio.create_task(self._write(request, labels))
+        writing, drafts = self._drafts[key], self._drafts
+        draft = await asyncio.shield(writing)
+        if draft.error and drafts.get(key) is writing:
+            del drafts[key]
+        return draft
 
-    async def _write(self, request: SearchRequest, noise: Noise, answer: str) -> Page:
-        question = request.question
-        place = (question.data_set, question.id, request.query, noise, request.step)
-        chat_request = ChatRequest(
-            messages=self._template.render(request.query, question.text, answer, noise, request.k),
-            max_tokens=self._max_tokens,
-            temperature=self._temperature,
-            seed=seed_for(self._seed, "page", *place),
-            stop=(f"\nDoc {request.k + 1}",),
-        )
+    async def _write(self, request: SearchRequest, labels: tuple[Label, ...]) -> Draft:
+        """Write a page, and again where that is called for, and leave out what is not to be shown."""
+        repair, wanted = self._writing.repair, Wanted(request.question, (), ())
         try:
-            text, error = await self._chat.chat(chat_request), ""
+            told = await self._teller.told(request.query, request.question)
+            wanted = self._wanted(request, labels, told)
+            first = shown = await self._documents(request, labels, told.answer, wanted)
         except Unavailable:
             raise
         except RunError as failure:
-            text, error = "", str(failure)
-        return Page(documents=parse_documents(text, request.k, self._chat.name), noise=noise, error=error)
+            return Draft(wanted, labels, error=str(failure))
+        rewritten = repair == "rewrite" and _trouble(first, labels, wanted) > 0
+        if rewritten:
+            try:
+                again = await self._documents(request, labels, told.answer, wanted, "again")
+                shown = min(first, again, key=lambda written: _trouble(written, labels, wanted))
+            except Unavailable:
+                raise
+            except RunError:
+                pass  # there is the first one still
+        dropped = faults(shown, wanted) if repair != "none" else []
+        kept = tuple(each for place, each in enumerate(shown) if place not in dropped)
+        return Draft(wanted, labels, first, kept, rewritten, len(dropped))
+
+    def _wanted(self, request: SearchRequest, labels: Sequence[Label], told: Told) -> Wanted:
+        question, wrong = request.question, ""
+        if "contradicting" in labels:
+            wrong = self._distractors.wrong_answer(request.query, question, told.asked, *_place(self._seed, request))
+        asked, gold = telling_answers(told.asked, question), telling_answers(question.golden_answers, question)
+        return Wanted(question, asked, gold, wrong)
+
+    async def _documents(
+        self, request: SearchRequest, labels: Sequence[Label], answer: str, wanted: Wanted, *again: str
+    ) -> tuple[Written, ...]:
+        """The page's documents in the order of their labels, written in one call for each label."""
+        counts = {label: labels.count(label) for label in labels}
+        calls = [self._call(request, label, count, answer, wanted, *again) for label, count in counts.items()]
+        of_label = dict(zip(counts, map(iter, await asyncio.gather(*calls)), strict=True))
+        written = ((next(of_label[label], None), label) for label in labels)
+        return tuple(Written(document, label) for document, label in written if document is not None)
+
+    async def _call(
+        self, request: SearchRequest, label: Label, count: int, answer: str, wanted: Wanted, *again: str
+    ) -> tuple[Document, ...]:
+        """The documents of one label. Contradicting ones are written as useful ones are, for a wrong answer, and
+        irrelevant ones for another question's query."""
+        query, question, noise = request.query, request.question.text, noise_of(label)
+        if label == "contradicting" and wanted.wrong:
+            answer, noise = wanted.wrong, "useful"
+        if label == "irrelevant" and (
+            fact := self._distractors.other_fact(request.question, *_place(self._seed, request), *again)
+        ):
+            query, question, answer, noise = fact.query, fact.question, fact.answer, "useful"
+        place = (request.question.data_set, request.question.id, request.query)
+        chat_request = ChatRequest(
+            messages=self._template.render(query, question, answer, noise, count),
+            max_tokens=self._writing.max_tokens,
+            temperature=self._writing.temperature,
+            seed=seed_for(self._seed, "page", *place, label, request.step, *again),
+            stop=(f"\nDoc {count + 1}",),
+        )
+        return parse_documents(await self._chat.chat(chat_request), count, self._chat.name)
 
     def counters(self) -> dict[str, float]:
         """What came of the pages since the last reset, as `simulator/…`; see `PageCounts.summary`.
 
         What the chat model counts itself comes as `simulator/chat/…`.
         """
-        figures = self._counts.summary("simulator")
+        figures = self._counts.summary("simulator") | {"simulator/unclear_verdicts": float(self._teller.unclear)}
         if isinstance(self._chat, CountingChat):
             figures |= {f"simulator/chat/{name}": value for name, value in self._chat.counters().items()}
         return figures
 
     def reset_counters(self) -> None:
         self._counts = PageCounts()
+        self._teller.unclear = 0
         if isinstance(self._chat, CountingChat):
             self._chat.reset_counters()
+
+
+def _place(seed: int, request: SearchRequest) -> tuple[str | int, ...]:
+    """What a draw for a page's contents depends on."""
+    return (seed, request.question.data_set, request.question.id, request.query, request.step)
+
+
+def _trouble(written: Sequence[Written], labels: Sequence[Label], wanted: Wanted) -> int:
+    """How many documents are missing or not fit to be shown; a missing answer counts as all of them."""
+    lacking = len(labels) - len(written) + len(faults(written, wanted))
+    return lacking + len(labels) * misses(written, labels, wanted)

@@ -71,8 +71,9 @@ def _trained(run: Run, name: str, engine: SearchEngine, max_turns: int | None = 
 
 
 def _simulated(run: Run, name: str, noise: float) -> None:
+    run.take_policy(str(checkpoints(run.folder.checkpoints)[-1]))
     simulator = run.simulator(ConstantNoise(noise))
-    _trained(run, name, simulator)
+    measure(run, name, simulator)
     counters = simulator.counters()
     rates = {rate: round(counters[f"simulator/{rate}"], 4) for rate in ("hit_rate", "leak_rate")}
     run.folder.add_measurements(**{f"simulator at noise {noise:g}: {rate}": value for rate, value in rates.items()})

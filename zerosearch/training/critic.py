@@ -39,4 +39,4 @@ class Critic(nn.Module):
         row = Row(trees, self.device)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             hidden = hidden_states(self, row.ids_T, row.positions_T, row.attention)
-        return self.head(hidden[row.before_W].to(self.head.weight.dtype))[:, 0]
+        return self.head(hidden[row.before_P].to(self.head.weight.dtype))[row.pair_W, 0]

@@ -24,7 +24,7 @@ from zerosearch.simulation.quality import holds_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHARES = {"one_hop": 1, "two_hop": 2, "comparison": 6}
+SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 9}
 """Demonstrations of a family by its kind. A small model needs that many to tell which of two candidates fits; fewer
 leave it guessing, and guessing earns half of the reward already."""
 

@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from zerosearch.data import Question
 from zerosearch.search.engine import Noise
+from zerosearch.simulation.distractors import Distractors
+from zerosearch.simulation.noise import Dial
 from zerosearch.simulation.schedule import (
     AdaptiveNoise,
     ConstantNoise,
@@ -13,13 +16,14 @@ from zerosearch.simulation.schedule import (
     ReverseNoise,
     Schedule,
 )
-from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.simulator import Simulator, Writing
+from zerosearch.simulation.telling import Teller
 from zerosearch.simulation.template import Template, load_template
 from zerosearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from zerosearch.inference.chat import ChatModel
     from zerosearch.inference.local import Lane
@@ -30,7 +34,9 @@ SIMULATOR_ROOM = 192
 
 
 def make_template(recipe: Recipe) -> Template:
-    return load_template(recipe.simulation.template or recipe.simulation.mode)
+    """The template that the recipe names, or the built-in one of its mode; a policy that plays itself is instructed."""
+    mode = "sft" if recipe.simulation.mode == "sft" else "prompt"
+    return load_template(recipe.simulation.template or mode)
 
 
 def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
@@ -51,16 +57,20 @@ def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
             return AdaptiveNoise(noise.start, noise.end, noise.target, noise.max_change, rewards)
 
 
-def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Simulator:
-    """The simulated engine, played by a chat model."""
-    simulation = recipe.simulation
+def make_simulator(
+    recipe: Recipe, chat: "ChatModel", schedule: Schedule, questions: Sequence[Question] = ()
+) -> Simulator:
+    """The simulated engine, played by a chat model. questions: what noise of a kind is made from."""
+    simulation, noise = recipe.simulation, recipe.simulation.noise
     return Simulator(
         chat,
         make_template(recipe),
         schedule,
         seed=recipe.seed,
-        max_tokens=simulation.max_tokens,
-        temperature=simulation.temperature,
+        writing=Writing(simulation.max_tokens, simulation.temperature, simulation.repair),
+        dial=Dial(noise.per, noise.share, noise.kinds.irrelevant, noise.kinds.near_miss, noise.kinds.contradicting),
+        teller=Teller(simulation.withhold, chat),
+        distractors=Distractors(questions),
     )
 
 
@@ -86,42 +96,44 @@ def served_chat(recipe: Recipe) -> "ChatModel":
 
 
 def sampled_chat(
-    recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
+    recipe: Recipe,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    lane: "Lane",
+    dtype: "torch.dtype",
 ) -> "ChatModel":
-    """A simulation model in this process, by its name or folder, behind the recipe's cache."""
+    """A simulation model in this process, with room for the recipe's template, behind the recipe's cache."""
+    from zerosearch.inference.chat_cache import fingerprint
+    from zerosearch.inference.local import LocalSampler
+    from zerosearch.inference.sampled_chat import SampledChat
+
+    def make() -> SampledChat:
+        length = prompt_length(recipe, tokenizer)
+        sampler = LocalSampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
+        return SampledChat(sampler, tokenizer, "simulator")
 
     def identity() -> tuple[str, ...]:
-        from zerosearch.inference.chat_cache import fingerprint
-        from zerosearch.inference.embedded import resolve_model
+        folder = Path(model.name_or_path)
+        weights = fingerprint(folder) if folder.is_dir() else f"{folder} {model.config._commit_hash}"
+        return "local", weights, str(dtype)
 
-        folder = Path(resolve_model(name))
-        return "local", fingerprint(folder) if folder.is_dir() else name, str(dtype)
-
-    return _cached(recipe, "simulator", identity, lambda: _sampled(recipe, name, load, lane, dtype))
+    return _cached(recipe, "simulator", identity, make)
 
 
-def _sampled(
-    recipe: Recipe, name: str, load: "Callable[[str], PreTrainedModel]", lane: "Lane", dtype: "torch.dtype"
-) -> "ChatModel":
-    """The model with room for the recipe's template."""
-    from zerosearch.inference.local import LocalSampler
-    from zerosearch.inference.models import load_tokenizer
-    from zerosearch.inference.sampled_chat import SampledChat
+def prompt_length(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens that a simulator's prompt and page may have together."""
     from zerosearch.inference.tokens import encode_chat
 
-    simulation, template = recipe.simulation, make_template(recipe)
-    tokenizer = load_tokenizer(name)
+    template = make_template(recipe)
     frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
     frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
-    length = frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + simulation.max_tokens
-    sampler = LocalSampler(load(name), tokenizer, simulation.concurrency, length, lane, dtype)
-    return SampledChat(sampler, tokenizer, "simulator")
+    return frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + recipe.simulation.max_tokens
 
 
 def _cached(
     recipe: Recipe, name: str, identity: Callable[[], tuple[str, ...]], make: "Callable[[], ChatModel]"
 ) -> "ChatModel":
-    """The chat model behind the recipe's cache; offline it is not even made."""
+    """The chat model behind the recipe's cache; offline it is not even made. identity: what tells it from others."""
     simulation = recipe.simulation
     if not simulation.cache:
         return make()

@@ -106,14 +106,19 @@ def worthwhile(taught: Sequence[Lesson]) -> list[Lesson]:
 
 
 def split(lesson: Lesson, limit: int) -> Iterator[Lesson]:
-    """Cut a lesson into parts of at most `limit` tokens and at least one branch; each repeats the prefix."""
-    start, used = 0, len(lesson.tree.prefix)
-    for index, branch in enumerate(lesson.tree.branches):
-        if index > start and used + len(branch.token_ids) > limit:
+    """Cut a lesson into parts of at most `limit` tokens and at least one branch.
+
+    Each repeats the prefix; branches that go on alike are put side by side first, and stay together where they can.
+    """
+    order = sorted(range(len(lesson.episodes)), key=lambda place: list(lesson.tree.branches[place].token_ids))
+    branches = [lesson.tree.branches[place] for place in order]
+    lesson = Lesson(Tree(lesson.tree.prefix, branches), [lesson.episodes[place] for place in order])
+    start = 0
+    for index in range(1, len(order)):
+        if lesson.part(start, index + 1).tree.tokens > limit:
             yield lesson.part(start, index)
-            start, used = index, len(lesson.tree.prefix)
-        used += len(branch.token_ids)
-    yield lesson.part(start, len(lesson.tree.branches))
+            start = index
+    yield lesson.part(start, len(order))
 
 
 def packed(taught: Sequence[Lesson], limit: int) -> list[list[Lesson]]:

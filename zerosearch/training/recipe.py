@@ -72,6 +72,17 @@ class Search(Section):
         return value
 
 
+class Kinds(Section):
+    """What noisy documents are like, by weight; all 0: whatever the simulator writes when told to write noisily."""
+
+    irrelevant: NonNegativeFloat = 0.0
+    """Documents that answer another question, about nothing that this one names."""
+    near_miss: NonNegativeFloat = 0.0
+    """Documents about what the question names, without the answer."""
+    contradicting: NonNegativeFloat = 0.0
+    """Documents that give a wrong answer of the same type, as if it were right."""
+
+
 class Noise(Section):
     """The share of noisy pages over training; exponential: start + (base^(i/m) - 1) / (base - 1) * (end - start)."""
 
@@ -87,6 +98,11 @@ class Noise(Section):
     """Mean reward of a step that `adaptive` aims at: more noise above it, less below."""
     max_change: Share = 0.02
     """By how much the noise of `adaptive` changes after a step at most."""
+    per: Literal["page", "document"] = "page"
+    """`page` (all documents of a page alike, as in the paper) or `document` (mixed pages, as real engines return)."""
+    share: Literal["sample", "group"] = "sample"
+    """Who meets the same noise at the same turn: each `sample` for itself, or all samples of a question (`group`)."""
+    kinds: Kinds = Kinds()
 
 
 class Tuning(Section):
@@ -107,8 +123,11 @@ class Tuning(Section):
 class Simulation(Section):
     """The simulator: the language model that plays the search engine."""
 
-    mode: Literal["prompt", "sft"] = "prompt"
-    """`prompt` (an instruction and a worked example) or `sft` (a model tuned to write pages)."""
+    mode: Literal["prompt", "sft", "self"] = "prompt"
+    """`prompt` (an instruction and a worked example), `sft` (a model tuned to write pages) or `self` (the policy
+    writes the pages that it reads, by instruction; `model` is then of no account)."""
+    frozen: bool = False
+    """In mode `self`: the policy as it was before reinforcement writes the pages, not as it is now."""
     model: str = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
     url: list[str] = []  # noqa: RUF012 (pydantic copies it)
@@ -131,6 +150,12 @@ class Simulation(Section):
     """Folder that keeps the pages, for this run and others to take again; empty = none."""
     offline: bool = False
     """Take all pages from `cache`; one that is not there stops the run."""
+    withhold: Literal["hops", "judge", "never"] = "hops"
+    """For which queries the golden answer is kept from the model: those that are not about the last of the record's
+    `hops`; without hops, those that the model calls a step on the way (`judge`); or `never`, as in the paper."""
+    repair: Literal["none", "drop", "rewrite"] = "none"
+    """What happens to pages with leaks, refusals or copies: nothing, such documents are left out whole (`drop`), or
+    the page is written again, once, before that (`rewrite`; so is one that lacks documents or its answer)."""
     noise: Noise = Noise()
     tuning: Tuning = Tuning()
 
@@ -166,6 +191,21 @@ class Simulation(Section):
             raise ValueError(
                 "simulation.offline is true, but simulation.cache names no folder to take pages from; set it, or "
                 "simulation.offline = false"
+            )
+        if self.cache and self.mode == "self" and not self.frozen:
+            raise ValueError(
+                "simulation.cache is set, but the policy that writes the pages changes with every step; empty it, or "
+                "set simulation.frozen = true"
+            )
+        if self.mode == "self" and self.url:
+            raise ValueError(
+                'simulation.mode is "self", but simulation.url names a server; empty simulation.url, or set '
+                'simulation.mode = "prompt"'
+            )
+        if self.frozen and self.mode != "self":
+            raise ValueError(
+                f'simulation.frozen is true, but simulation.mode is "{self.mode}"; set simulation.mode = "self" or '
+                "simulation.frozen = false"
             )
         if self.tuning.enabled and self.url:
             raise ValueError(
@@ -313,6 +353,11 @@ class Recipe(Section):
     def policy_tokens(self) -> int:
         """Tokens that an episode's turns may hold together."""
         return (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn
+
+    @property
+    def policy_simulates(self) -> bool:
+        """Whether the policy as it is now writes the pages that it reads."""
+        return self.search.type == "simulated" and self.simulation.mode == "self" and not self.simulation.frozen
 
     @field_validator("trainer")
     @classmethod

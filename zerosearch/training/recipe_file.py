@@ -70,7 +70,7 @@ def _read(name_or_path: str) -> Table:
         return tomllib.loads(text)
     path = Path(name_or_path)
     if not path.is_file():
-        near = difflib.get_close_matches(name_or_path, built_in, n=1)
+        near = difflib.get_close_matches(name_or_path.lower(), built_in, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f'there is no recipe "{name_or_path}": name a TOML file or one of {", ".join(built_in)}{hint}')
     try:
@@ -156,7 +156,7 @@ def _unknown(key: str, *, is_table: bool) -> str:
 
 def _likeness(key: str, candidate: str) -> float:
     """How near two dotted keys are: the last part counts double, its initials or its start nearly as much."""
-    table, _, last = key.rpartition(".")
+    table, _, last = key.lower().rpartition(".")
     other_table, _, other = candidate.rpartition(".")
     initials = "".join(word[0] for word in other.split("_"))
     short = len(last) > 1 and (last == initials or other.startswith(last))

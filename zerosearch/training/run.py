@@ -17,6 +17,7 @@ from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
 from zerosearch.inference.local import Lane, LocalSampler
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
+from zerosearch.inference.sampled_chat import SampledChat
 from zerosearch.report.panel import Display
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
@@ -30,6 +31,7 @@ from zerosearch.training.engines import (
     make_schedule,
     make_simulator,
     make_template,
+    prompt_length,
     sampled_chat,
     served_chat,
     simulation_model,
@@ -38,6 +40,8 @@ from zerosearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from zerosearch.inference.chat import ChatModel
 
 
 @dataclass
@@ -139,6 +143,9 @@ class Run:
         )
 
     def sampler(self, model: "PreTrainedModel", slots: int, length: int) -> LocalSampler:
+        """A sampler of the model. length: of the longest sequence; more where the policy writes pages, too."""
+        if self.recipe.policy_simulates:
+            length = max(length, prompt_length(self.recipe, self.tokenizer))
         return LocalSampler(model, self.tokenizer, slots, length, self.lane, self.dtype)
 
     def agent(self, sampler: LocalSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
@@ -147,10 +154,21 @@ class Run:
     def schedule(self, rewards: Sequence[float]) -> Schedule:
         return make_schedule(self.recipe, rewards)
 
-    def simulator(self, schedule: Schedule) -> Simulator:
-        """The simulated engine."""
-        recipe = self.recipe
-        if recipe.simulation.url:
-            return make_simulator(recipe, served_chat(recipe), schedule)
-        name = simulation_model(recipe, self.folder.checkpoints)
-        return make_simulator(recipe, sampled_chat(recipe, name, self._load, self.lane, self.dtype), schedule)
+    def simulator(self, schedule: Schedule, sampler: LocalSampler | None = None) -> Simulator:
+        """The simulated engine. sampler: the policy's, which writes the pages where it plays itself."""
+        return make_simulator(self.recipe, self._simulation_chat(sampler), schedule, self.train_questions)
+
+    def _simulation_chat(self, sampler: LocalSampler | None) -> "ChatModel":
+        recipe, simulation = self.recipe, self.recipe.simulation
+        if simulation.url:
+            return served_chat(recipe)
+        if recipe.policy_simulates:
+            sampler = sampler or self.sampler(self.policy, simulation.concurrency, 0)
+            return SampledChat(sampler, self.tokenizer, "policy")
+        name = self.start if simulation.mode == "self" else simulation_model(recipe, self.folder.checkpoints)
+        return sampled_chat(recipe, self._load(name), load_tokenizer(name), self.lane, self.dtype)
+
+    @property
+    def start(self) -> str:
+        """The folder or name of the model before reinforcement."""
+        return str(self.folder.checkpoints / "warm-start") if self.recipe.warm_start.enabled else self.recipe.model.name

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from zerosearch.errors import RunError
 from zerosearch.inference.adapters import add_adapters
+from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
@@ -53,7 +54,7 @@ def reinforce(run: Run, start: str) -> None:
     episodes = training.questions_per_step * training.samples_per_question
     sampler = run.sampler(policy, min(episodes, recipe.evaluation.batch), recipe.agent.max_length)
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
-    engine = _engine(run, rewards)
+    engine = _engine(run, rewards, sampler)
     agent = run.agent(sampler, engine, run.settings(training=True))
     display.stage(STAGE, training.steps, state.step)
     saved = state.step
@@ -135,12 +136,12 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> Non
     )
 
 
-def _engine(run: Run, rewards: Sequence[float]) -> SearchEngine | None:
+def _engine(run: Run, rewards: Sequence[float], sampler: LocalSampler) -> SearchEngine | None:
     kind = run.recipe.search.type
     if kind == "none":
         return None
     if kind == "simulated":
-        return run.simulator(run.schedule(rewards))
+        return run.simulator(run.schedule(rewards), sampler)
     return CountingEngine(BM25Engine(run.corpus, name="training"))
 
 

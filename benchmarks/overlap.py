@@ -1,0 +1,97 @@
+"""Rollouts over a slow search engine: episodes that do not wait for each other against a barrier after every turn.
+
+`python benchmarks/overlap.py` runs 64 episodes of one to four turns of uneven length with the same local sampler and a
+stub engine whose latency is log-normal (median 1 s, 95th percentile 5 s). The barrier loop samples a turn of all
+episodes, then waits for all their pages, as the original does.
+"""
+
+import argparse
+import asyncio
+import math
+import random
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+from recorded import Recorded, by_turns, recorded, table
+
+from zerosearch.inference.local import LocalSampler
+from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer
+from zerosearch.inference.sampler import SamplingRequest
+
+MEDIAN, P95 = 1.0, 5.0
+SPREAD = math.log(P95 / MEDIAN) / 1.6449
+"""Standard deviation of the latency's logarithm: its 95th percentile is 1.6449 of them above the median."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    keep_freed_memory()
+    dtype = compute_dtype("auto")
+    tokenizer = load_tokenizer(given.model)
+    episodes = uneven(recorded(tokenizer, given.episodes))
+    sampler = LocalSampler(load_model(given.model), tokenizer, 48, 1536, dtype=dtype)
+    sampler._end_ids = frozenset()  # every turn has the length that is asked for
+    systems: dict[str, Callable[[], object]] = {
+        "episodes on their own": lambda: asyncio.run(on_their_own(sampler, episodes)),
+        "a barrier after each turn": lambda: asyncio.run(with_barrier(sampler, episodes)),
+    }
+    print(f"torch {version('torch')}, {torch.get_num_threads()} threads, {dtype}; {given.episodes} episodes")
+    tokens = sum(episode.policy_tokens for episode in episodes)
+    print(table(by_turns(systems, given.repeats), "episodes on their own", tokens))
+
+
+def uneven(episodes: list[Recorded]) -> list[Recorded]:
+    """The episodes with one to four turns, of 0.5 to 2 times the recorded lengths."""
+    draw = random.Random(0)
+    changed = []
+    for episode in episodes:
+        turns = [*episode.turns[:-1], *episode.turns[:-1]][: draw.randint(0, 3)]
+        turns = [(max(4, round(length * draw.uniform(0.5, 2))), page) for length, page in [*turns, episode.turns[-1]]]
+        changed.append(Recorded(episode.prompt, turns))
+    return changed
+
+
+async def written(sampler: LocalSampler, ids: list[int], length: int, number: int, turn: int) -> list[int]:
+    sample = await sampler.sample(SamplingRequest(ids, length, (), temperature=1.0, seed=number * 10 + turn))
+    return [*ids, *sample.token_ids]
+
+
+async def found(page: list[int], number: int, turn: int) -> list[int]:
+    """The page, after a latency that depends on episode and turn alone."""
+    if page:
+        await asyncio.sleep(random.Random(f"{number} {turn}").lognormvariate(math.log(MEDIAN), SPREAD))
+    return page
+
+
+async def on_their_own(sampler: LocalSampler, episodes: list[Recorded]) -> None:
+    sampler.forget()
+
+    async def one(number: int, episode: Recorded) -> None:
+        ids = list(episode.prompt)
+        for turn, (length, page) in enumerate(episode.turns):
+            ids = await written(sampler, ids, length, number, turn)
+            ids += await found(page, number, turn)
+
+    await asyncio.gather(*[one(number, episode) for number, episode in enumerate(episodes)])
+
+
+async def with_barrier(sampler: LocalSampler, episodes: list[Recorded]) -> None:
+    sampler.forget()
+    ids = [list(episode.prompt) for episode in episodes]
+    for turn in range(max(len(episode.turns) for episode in episodes)):
+        here = [number for number, episode in enumerate(episodes) if len(episode.turns) > turn]
+        turns = [episodes[number].turns[turn] for number in here]
+        texts = [written(sampler, ids[n], length, n, turn) for n, (length, _) in zip(here, turns, strict=True)]
+        new = await asyncio.gather(*texts)
+        pages = await asyncio.gather(*[found(page, n, turn) for n, (_, page) in zip(here, turns, strict=True)])
+        for number, text, page in zip(here, new, pages, strict=True):
+            ids[number] = [*text, *page]
+
+
+if __name__ == "__main__":
+    main()

