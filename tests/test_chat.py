@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from zerosearch.calls import retry_after
-from zerosearch.errors import RunError, UserError
+from zerosearch.errors import RunError, Unavailable, UserError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.openai import OpenAIChat
 
@@ -107,9 +107,11 @@ def test_an_answer_and_what_was_asked(server: Server) -> None:
     }
 
 
-def test_no_content_is_an_empty_text(server: Server) -> None:
+def test_no_content_is_an_empty_text_after_other_seeds_were_tried(server: Server) -> None:
     server.responses = [JSONResponse(completion(None))]
-    assert ask(OpenAIChat(server.url, "tiny")) == ""
+    assert ask(OpenAIChat(server.url, "tiny", max_retries=3)) == ""
+    seeds = [sent["seed"] for sent in server.requests]
+    assert seeds[0] == 11 and len(set(seeds)) == len(seeds) == 4
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,7 @@ def test_no_content_is_an_empty_text(server: Server) -> None:
         Response("plain words", media_type="text/plain"),
         JSONResponse({"choices": []}),
         JSONResponse({"choices": [{}]}),
+        JSONResponse({"choices": [{"message": {"content": ["a list"]}}]}),
         JSONResponse({"detail": "something else"}),
         JSONResponse(None),
     ],
@@ -153,8 +156,8 @@ def test_an_unreachable_server() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        with pytest.raises(RunError, match=rf"at {url} .*could not be reached"):
-            ask(OpenAIChat(url, "tiny", max_retries=1))
+        with pytest.raises(Unavailable, match=rf"{url} could not be reached"):
+            ask(OpenAIChat(url, "tiny", max_retries=1, outage=0.0))
 
 
 def test_the_server_says_when_to_come_again(server: Server) -> None:

@@ -169,6 +169,15 @@ def test_an_unknown_key_in_a_file_is_named_too(tmp_path: Path) -> None:
         (["agent.max_length=100"], ["agent.max_length is 100", "too short"]),
         (["simulation.url=localhost:8000"], ["localhost:8000", "http://"]),
         (["simulation.url=http://localhost:8000/v1"], ["simulation.tuning.enabled", "cannot be tuned"]),
+        (
+            ["simulation.url=https://me:word@host/v1"],
+            ["simulation.url holds a user name", "OPENAI_API_KEY"],
+        ),
+        (
+            ["simulation.mode=self", "simulation.tuning.enabled=false", "simulation.cache=pages"],
+            ["simulation.cache is set", "simulation.frozen = true"],
+        ),
+        (["simulation.offline=true"], ["simulation.offline is true", "simulation.cache names no folder"]),
         (["simulation.mode=prompt"], ["simulation.tuning.enabled", 'simulation.mode = "sft"']),
         (["simulation.model=", "simulation.tuning.enabled=false"], ["simulation.model is empty"]),
         (["training.steps"], ["training.steps", "key=value"]),
@@ -180,6 +189,7 @@ def test_an_impossible_value_says_where_and_what_to_do(given: list[str], words: 
     sentence = mistake(*given)
     for word in words:
         assert word in sentence
+    assert "me:word" not in sentence
 
 
 @pytest.mark.parametrize("kind", LATER_SEARCH_TYPES)

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that could not go on: one sentence says what went wrong. Exit code 1."""
+
+
+class Unavailable(RunError):
+    """What every page needs is not there: the run ends at once, whatever share of failures it allows."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 from zerosearch.errors import UserError
 
@@ -41,9 +41,19 @@ class ChatModel(Protocol):
     """Answers a conversation with text.
 
     Raises:
-        RunError: the model cannot be reached, after all retries; the sentence names the server.
+        RunError: the request failed, after all retries; the sentence names the server.
+        Unavailable: so would every other request.
     """
 
     name: str
 
     async def chat(self, request: ChatRequest) -> str: ...
+
+
+@runtime_checkable
+class CountingChat(ChatModel, Protocol):
+    """A chat model that counts what it does."""
+
+    def counters(self) -> dict[str, float]: ...
+
+    def reset_counters(self) -> None: ...

@@ -1,30 +1,51 @@
 """Chat models behind an OpenAI-compatible server: SGLang, vLLM, llama.cpp, Ollama, hosted ones."""
 
 import asyncio
-import itertools
+import logging
 import os
-from collections.abc import Sequence
+import random
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from zerosearch.calls import CONNECT_SECONDS, PassingError, may_pass, pause_after, retry_after, server_name
-from zerosearch.errors import RunError, UserError
+from zerosearch import calls
+from zerosearch.draws import seed_for
+from zerosearch.errors import RunError, Unavailable, UserError
 from zerosearch.inference.chat import ChatRequest
+from zerosearch.inference.endpoints import Endpoint, Endpoints
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
-
+    from openai import APIStatusError
 
 CONNECTIONS = 64
 """Of one client: it looks at all its connections for each request, so that many are shared out to several clients."""
 
+_NOT_NOW = (425, 429, 503)
+_NOT_REACHED = ("ConnectError", "ConnectTimeout")  # of httpx or of its successor, by the version of openai
+_PROBE = ChatRequest([{"role": "user", "content": "Hello"}], max_tokens=1)
+
+_log = logging.getLogger(__name__)
+
+
+class _NotTried(calls.PassingError):
+    """The server is away, or puts requests off: it has not tried, so the request is not to blame."""
+
 
 class OpenAIChat:
-    """A chat model behind one or several OpenAI-compatible servers, which are used in turn.
+    """A chat model behind one or several OpenAI-compatible servers, of which the least loaded is asked.
+
+    A request that fails at one server goes to another at once; when it has failed at all, to all of them again, after
+    a pause that grows. A server that says when to come again is left alone until then. What a server did not try,
+    because it is away or asks to come again, costs no try: such requests wait, up to `outage`. An empty answer is asked
+    for again with another seed.
 
     base_urls: such as http://127.0.0.1:8000/v1. model: the name under which the servers know it.
     api_key_env: the environment variable that holds the key; servers that need none get a stand-in.
-    timeout: seconds for one try. max_retries: further tries, with growing pauses or those that the server
-        asks for, of a minute at most. max_concurrency: calls under way at once.
+    timeout: seconds for one try, of which 10 at most to connect.
+    max_retries: further tries of a request that fails or is answered with nothing.
+    max_concurrency: requests under way at once. outage: seconds that a request waits while all servers are away.
 
     Raises:
         UserError: an address that is none.
@@ -38,62 +59,142 @@ class OpenAIChat:
         timeout: float = 60.0,
         max_retries: int = 3,
         max_concurrency: int = 32,
+        outage: float = 300.0,
     ) -> None:
         self.name = model
-        self._base_urls = [base_urls] if isinstance(base_urls, str) else list(base_urls)
-        self._servers = [server_name(url) for url in self._base_urls]
-        if not self._base_urls:
+        urls = [base_urls] if isinstance(base_urls, str) else base_urls
+        if not urls:
             raise UserError(f"No server is named for chat model '{model}'; give at least one base URL.")
+        self._endpoints = Endpoints(urls, outage, self._probe)
         self._key_env = api_key_env
         self._key = os.environ.get(api_key_env, "")
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_concurrency = max_concurrency
-        self._next = itertools.count()
+        self._counts: dict[str, float] = defaultdict(float)
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def chat(self, request: ChatRequest) -> str:
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+    async def check(self) -> None:
+        """Ask each server for one token, so that a wrong address, model or key is found before any work is done.
 
-        clients, semaphore = self._connections()
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(PassingError),
-            stop=stop_after_attempt(self._max_retries + 1),
-            wait=pause_after,
-            reraise=True,
-        )
-        try:
-            return await retrying(self._try, clients, semaphore, request)
-        except PassingError as failure:
+        Raises:
+            RunError: none of them answers, or one refuses.
+        """
+        self._connect()
+        servers = self._endpoints.all
+        answers = await asyncio.gather(*(self._ask(server, _PROBE) for server in servers), return_exceptions=True)
+        away = []
+        for server, answer in zip(servers, answers, strict=True):
+            if isinstance(answer, calls.PassingError):
+                away.append(server)
+            elif isinstance(answer, BaseException):
+                raise answer
+        if len(away) == len(servers):
             raise RunError(
-                f"The chat model '{self.name}' at {failure.server} failed {self._max_retries + 1} times, "
-                f"at last because it {failure}; check that the server runs and is not overloaded."
-            ) from failure
+                f"The chat model '{self.name}' cannot be used: {self._endpoints.troubles()}; start the server or "
+                "correct its address."
+            )
+        for server in away:
+            server.breaker.probe_failed()
+            _log.warning("going on without the chat server %s, which %s", server.name, server.trouble)
 
-    def _connections(self) -> tuple[list["AsyncOpenAI"], asyncio.Semaphore]:
-        """Clients of each server, by turns, kept for as long as the event loop is the same."""
+    async def chat(self, request: ChatRequest) -> str:
+        async with self._connect():
+            return await self._answer(request)
+
+    def counters(self) -> dict[str, float]:
+        """Since the last reset: calls of servers, failed_calls, empty_answers, and seconds summed over the calls."""
+        return {name: self._counts[name] for name in ("calls", "failed_calls", "empty_answers", "seconds")}
+
+    def reset_counters(self) -> None:
+        self._counts.clear()
+
+    def _connect(self) -> asyncio.Semaphore:
+        """Clients of each server, kept for as long as the event loop is the same; what limits their use."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             from openai import AsyncOpenAI, Timeout
 
-            limits = Timeout(self._timeout, connect=min(CONNECT_SECONDS, self._timeout))
-            self._clients = [
-                AsyncOpenAI(base_url=url, api_key=self._key or "none", timeout=limits, max_retries=0)
-                for _ in range(0, self._max_concurrency, CONNECTIONS)
-                for url in self._base_urls
-            ]
+            limits = Timeout(self._timeout, connect=min(calls.CONNECT_SECONDS, self._timeout))
+            self._clients = {
+                server: [
+                    AsyncOpenAI(base_url=server.url, api_key=self._key or "none", timeout=limits, max_retries=0)
+                    for _ in range(0, self._max_concurrency, CONNECTIONS)
+                ]
+                for server in self._endpoints.all
+            }
             self._semaphore = asyncio.Semaphore(self._max_concurrency)
             self._loop = loop
-        return self._clients, self._semaphore
+        return self._semaphore
 
-    async def _try(self, clients: list["AsyncOpenAI"], semaphore: asyncio.Semaphore, request: ChatRequest) -> str:
+    async def _answer(self, request: ChatRequest) -> str:
+        tries = rounds = 0
+        tried: set[Endpoint] = set()
+        since = time.monotonic()
+        while True:
+            server = await self._endpoints.choose(since, but=tried)
+            try:
+                text = await self._ask(server, request)
+            except calls.PassingError as failure:
+                if not isinstance(failure, _NotTried):
+                    tries, since = tries + 1, time.monotonic()
+                    if tries > self._max_retries:
+                        raise RunError(
+                            f"The chat model '{self.name}' at {failure.server} failed {tries} times, at last because "
+                            f"it {failure}; check that the server runs and is not overloaded."
+                        ) from failure
+                tried.add(server)
+                if not self._endpoints.free(but=tried):
+                    self._endpoints.check_outage(since)
+                    await asyncio.sleep(_pause(rounds))
+                    rounds += 1
+                    tried.clear()
+                continue
+            if text.strip():
+                return text
+            self._counts["empty_answers"] += 1
+            tries, since = tries + 1, time.monotonic()
+            if tries > self._max_retries:
+                return ""
+            request = replace(request, seed=seed_for(request.seed, "again", tries))
+
+    async def _probe(self, server: Endpoint) -> None:
+        try:
+            await self._ask(server, _PROBE)
+        except calls.PassingError:
+            pass
+        except RunError as refusal:
+            server.trouble = f"is back but will not answer ({refusal})"
+
+    async def _ask(self, server: Endpoint, request: ChatRequest) -> str:
+        """One try at one server, whose breaker learns what came of it."""
+        started = time.monotonic()
+        server.calls += 1
+        server.under_way += 1
+        self._counts["calls"] += 1
+        try:
+            text = await self._send(server, request)
+        except calls.PassingError as failure:
+            self._counts["failed_calls"] += 1
+            server.trouble = str(failure)
+            if failure.pause is not None:
+                server.breaker.rest(min(failure.pause, calls.LONGEST_PAUSE))
+            if failure.pause is None or not isinstance(failure, _NotTried):
+                server.breaker.failed()
+            raise
+        finally:
+            server.under_way -= 1
+            self._counts["seconds"] += time.monotonic() - started
+        server.breaker.succeeded()
+        return text
+
+    async def _send(self, server: Endpoint, request: ChatRequest) -> str:
         import openai
 
-        which = next(self._next) % len(clients)
-        server = self._servers[which % len(self._servers)]
+        clients = self._clients[server]
         try:
-            async with semaphore, asyncio.timeout(self._timeout):
-                completion = await clients[which].chat.completions.create(
+            async with asyncio.timeout(self._timeout):
+                completion = await clients[server.calls % len(clients)].chat.completions.create(
                     model=self.name,
                     messages=[dict(message) for message in request.messages],  # type: ignore[misc]
                     max_tokens=request.max_tokens,
@@ -101,29 +202,51 @@ class OpenAIChat:
                     seed=request.seed,
                     stop=list(request.stop) or openai.omit,
                 )
-        except (TimeoutError, openai.APITimeoutError) as error:
-            raise PassingError(server, f"gave no answer within {self._timeout:g} s") from error
-        except openai.APIConnectionError as error:
-            raise PassingError(server, f"could not be reached ({error.__cause__ or error})") from error
+        except (TimeoutError, openai.APIConnectionError) as error:
+            cause = error.__cause__ or error
+            reason = str(cause) or type(cause).__name__
+            if type(cause).__name__ in _NOT_REACHED:
+                raise _NotTried(server.name, f"could not be reached ({reason})") from error
+            if isinstance(error, TimeoutError | openai.APITimeoutError):
+                raise calls.PassingError(server.name, f"gave no answer within {self._timeout:g} s") from error
+            raise calls.PassingError(server.name, f"broke off ({reason})") from error
         except openai.APIStatusError as error:
             raise self._status_failure(server, error) from error
-        except (ValueError, openai.APIError) as error:
-            raise PassingError(server, "sent something that is not JSON") from error
+        except (ValueError, RecursionError, openai.APIError) as error:
+            raise calls.PassingError(server.name, "sent something that is not JSON") from error
+        no_completion = calls.PassingError(server.name, "sent something that is no chat completion")
         try:
-            content = completion.choices[0].message.content
+            content: object = completion.choices[0].message.content
         except (AttributeError, IndexError, TypeError) as error:
-            raise PassingError(server, "sent something that is no chat completion") from error
+            raise no_completion from error
+        if not isinstance(content, str | None):
+            raise no_completion
         return content or ""
 
-    def _status_failure(self, server: str, error: "APIStatusError") -> Exception:
-        status = error.status_code
-        if may_pass(status):
-            return PassingError(server, f"answered with status {status}", retry_after(error.response.headers))
+    def _status_failure(self, server: Endpoint, error: "APIStatusError") -> Exception:
+        status, said = error.status_code, self._said(error)
+        if calls.may_pass(status):
+            kind = _NotTried if status in _NOT_NOW else calls.PassingError
+            pause = calls.retry_after(error.response.headers)
+            return kind(server.name, f"answered with status {status} ({said})", pause)
         if status in (401, 403):
-            return RunError(
-                f"The server at {server} refused the key (status {status}); put the right one into the "
+            return Unavailable(
+                f"The server at {server.name} refused the key (status {status}); put the right one into the "
                 f"environment variable {self._key_env}."
             )
-        message = " ".join(error.message.split())
-        reason = (message.replace(self._key, "…") if self._key else message)[:300]
-        return RunError(f"The server at {server} refused the request for model '{self.name}': {reason}.")
+        refusal = f"The server at {server.name} refused the request for model '{self.name}': {said}"
+        if status == 404:
+            return Unavailable(f"{refusal}; correct the model's name or the address, which mostly ends in /v1.")
+        return RunError(f"{refusal}.")
+
+    def _said(self, error: "APIStatusError") -> str:
+        """The server's words in one line, cut, without the key and without signs that a terminal obeys."""
+        message = error.body.get("message") if isinstance(error.body, Mapping) else None
+        words = " ".join(str(message or error.message).split())
+        plain = "".join(sign for sign in words if sign.isprintable())
+        return (plain.replace(self._key, "…") if self._key else plain)[:300]
+
+
+def _pause(rounds: int) -> float:
+    """Seconds until all servers are asked again: at most half a second, then one, two, … up to half a minute."""
+    return min(calls.FIRST_PAUSE * 2**rounds, calls.LONGEST_PAUSE / 2) * random.uniform(0.5, 1.0)

@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from zerosearch.data import Document
 from zerosearch.draws import seed_for
-from zerosearch.errors import RunError
-from zerosearch.inference.chat import ChatModel, ChatRequest
+from zerosearch.errors import RunError, Unavailable
+from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat
 from zerosearch.search.engine import Noise, Page, SearchRequest
 from zerosearch.simulation.distractors import Distractors
 from zerosearch.simulation.noise import Dial, Label, draw_labels, noise_of
@@ -53,7 +52,8 @@ class Simulator:
     like a real engine it gives whoever asks the same thing the same page, which is written once (the last `MOST_PAGES`
     are remembered). Documents of different labels are asked for in calls of their own. The model may be told the
     question and an answer (see `Teller`). A document is handed on as it was written or not at all (see
-    `Writing.repair`). A chat model that fails gives a page with an error.
+    `Writing.repair`). A chat model that fails gives a page with an error; one that is
+    unavailable to every request raises.
 
     distractors: what irrelevant and contradicting documents are made from; without them such documents are asked for
     as plainly noisy ones.
@@ -117,13 +117,19 @@ class Simulator:
             told = await self._teller.told(request.query, request.question)
             wanted = self._wanted(request, labels, told)
             first = shown = await self._documents(request, labels, told.answer, wanted)
+        except Unavailable:
+            raise
         except RunError as failure:
             return Draft(wanted, labels, error=str(failure))
         rewritten = repair == "rewrite" and _trouble(first, labels, wanted) > 0
         if rewritten:
-            with suppress(RunError):  # then there is the first one still
+            try:
                 again = await self._documents(request, labels, told.answer, wanted, "again")
                 shown = min(first, again, key=lambda written: _trouble(written, labels, wanted))
+            except Unavailable:
+                raise
+            except RunError:
+                pass  # there is the first one still
         dropped = faults(shown, wanted) if repair != "none" else []
         kept = tuple(each for place, each in enumerate(shown) if place not in dropped)
         return Draft(wanted, labels, first, kept, rewritten, len(dropped))
@@ -168,12 +174,20 @@ class Simulator:
         return parse_documents(await self._chat.chat(chat_request), count, self._chat.name)
 
     def counters(self) -> dict[str, float]:
-        """What came of the pages since the last reset, as `simulator/…`; see `PageCounts.summary`."""
-        return self._counts.summary("simulator") | {"simulator/unclear_verdicts": float(self._teller.unclear)}
+        """What came of the pages since the last reset, as `simulator/…`; see `PageCounts.summary`.
+
+        What the chat model counts itself comes as `simulator/chat/…`.
+        """
+        figures = self._counts.summary("simulator") | {"simulator/unclear_verdicts": float(self._teller.unclear)}
+        if isinstance(self._chat, CountingChat):
+            figures |= {f"simulator/chat/{name}": value for name, value in self._chat.counters().items()}
+        return figures
 
     def reset_counters(self) -> None:
         self._counts = PageCounts()
         self._teller.unclear = 0
+        if isinstance(self._chat, CountingChat):
+            self._chat.reset_counters()
 
 
 def _place(seed: int, request: SearchRequest) -> tuple[str | int, ...]:

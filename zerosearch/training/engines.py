@@ -1,6 +1,6 @@
 """The search engines that a recipe names, made without torch where no model runs in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from zerosearch.inference.chat import ChatModel
     from zerosearch.inference.local import Lane
+    from zerosearch.inference.openai import OpenAIChat
 
 SIMULATOR_ROOM = 192
 """Tokens that the question and its answer may have in the prompt of a simulator in this process."""
@@ -120,8 +121,8 @@ def make_simulator(
     )
 
 
-def served_chat(recipe: Recipe) -> "ChatModel":
-    """The recipe's simulation model, behind the servers of `simulation.url`."""
+def chat_servers(recipe: Recipe) -> "OpenAIChat":
+    """The servers of `simulation.url`."""
     from zerosearch.inference.openai import OpenAIChat
 
     simulation = recipe.simulation
@@ -131,7 +132,14 @@ def served_chat(recipe: Recipe) -> "ChatModel":
         timeout=simulation.timeout,
         max_retries=simulation.retries,
         max_concurrency=simulation.concurrency,
+        outage=simulation.outage,
     )
+
+
+def served_chat(recipe: Recipe) -> "ChatModel":
+    """The recipe's simulation model, behind the servers of `simulation.url` and the recipe's cache."""
+    name = recipe.simulation.model
+    return _cached(recipe, name, lambda: ("served", name), lambda: chat_servers(recipe))
 
 
 def sampled_chat(
@@ -141,13 +149,22 @@ def sampled_chat(
     lane: "Lane",
     dtype: "torch.dtype",
 ) -> "ChatModel":
-    """A simulation model in this process, with room for the recipe's template."""
+    """A simulation model in this process, with room for the recipe's template, behind the recipe's cache."""
+    from zerosearch.inference.chat_cache import fingerprint
     from zerosearch.inference.local import LocalSampler
     from zerosearch.inference.sampled_chat import SampledChat
 
-    length = prompt_length(recipe, tokenizer)
-    sampler = LocalSampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
-    return SampledChat(sampler, tokenizer, "simulator")
+    def make() -> SampledChat:
+        length = prompt_length(recipe, tokenizer)
+        sampler = LocalSampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
+        return SampledChat(sampler, tokenizer, "simulator")
+
+    def identity() -> tuple[str, ...]:
+        folder = Path(model.name_or_path)
+        weights = fingerprint(folder) if folder.is_dir() else f"{folder} {model.config._commit_hash}"
+        return "local", weights, str(dtype)
+
+    return _cached(recipe, "simulator", identity, make)
 
 
 def prompt_length(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -168,6 +185,19 @@ def simulation_chat(recipe: Recipe, name: str) -> "ChatModel":
     from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
 
     return sampled_chat(recipe, load_model(name), load_tokenizer(name), Lane(), compute_dtype(recipe.model.dtype))
+
+
+def _cached(
+    recipe: Recipe, name: str, identity: Callable[[], tuple[str, ...]], make: "Callable[[], ChatModel]"
+) -> "ChatModel":
+    """The chat model behind the recipe's cache; offline it is not even made. identity: what tells it from others."""
+    simulation = recipe.simulation
+    if not simulation.cache:
+        return make()
+    from zerosearch.inference.chat_cache import CachedChat, ChatCache
+
+    cache = ChatCache(Path(simulation.cache).expanduser())
+    return CachedChat(cache, identity(), name, None if simulation.offline else make())
 
 
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:

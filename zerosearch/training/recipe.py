@@ -23,6 +23,8 @@ from zerosearch.training.recipe_section import (
 )
 
 LATER_SEARCH_TYPES = ("dense", "mixed")
+FETCHING = ("timeout", "retries", "outage", "cache", "offline")
+"""Keys of `simulation` that, with the addresses, say how pages are fetched, and not what they are."""
 
 
 class Model(Section):
@@ -157,7 +159,7 @@ class Simulation(Section):
     model: str = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
     url: list[str] = []  # noqa: RUF012 (pydantic copies it)
-    """Base URLs of OpenAI-compatible servers, used in turn; empty = the model runs in this process."""
+    """Base URLs of OpenAI-compatible servers, the least loaded is used; empty = the model runs in this process."""
     template: str = ""
     """File with a prompt template of one's own; empty = the built-in one of `mode`."""
     temperature: NonNegativeFloat = 0.8
@@ -167,9 +169,15 @@ class Simulation(Section):
     timeout: PositiveFloat = 60.0
     """Seconds until a call to a server counts as failed."""
     retries: Count = 3
-    """Calls after a failed one, with growing pauses, before the search counts as failed."""
+    """Further tries of a page that servers fail to write or leave empty, before it counts as failed or as empty."""
     concurrency: Positive = 32
     """Calls under way at once."""
+    outage: NonNegativeFloat = 300.0
+    """Seconds that pages wait while all servers are away; then the run stops, and can be resumed."""
+    cache: str = ""
+    """Folder that keeps the pages, for this run and others to take again; empty = none."""
+    offline: bool = False
+    """Take all pages from `cache`; one that is not there stops the run."""
     withhold: Literal["hops", "judge", "never"] = "hops"
     """For which queries the golden answer is kept from the model: those that are not about the last of the record's
     `hops`; without hops, those that the model calls a step on the way (`judge`); or `never`, as in the paper."""
@@ -184,9 +192,20 @@ class Simulation(Section):
     def _one_url_is_a_list(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
+    @property
+    def apart_from_fetching(self) -> "Simulation":
+        """What determines the pages, without what says how they are fetched."""
+        fetching = {name: Simulation.model_fields[name].default for name in FETCHING}
+        return self.model_copy(update={"url": ["served"] if self.url else [], **fetching})
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for url in self.url:
+            if "@" in url.removeprefix("http://").removeprefix("https://").partition("/")[0]:
+                raise ValueError(
+                    "simulation.url holds a user name or password, which would be written into the run folder; remove "
+                    "it, and put a key into the environment variable OPENAI_API_KEY"
+                )
             if not url.startswith(("http://", "https://")):
                 raise ValueError(
                     f'simulation.url holds "{url}", which is no address; write it like http://127.0.0.1:8000/v1'
@@ -195,6 +214,16 @@ class Simulation(Section):
             raise ValueError(
                 "simulation.model is empty and simulation.url names no server; set one of the two, "
                 'for instance simulation.model = "embedded"'
+            )
+        if self.offline and not self.cache:
+            raise ValueError(
+                "simulation.offline is true, but simulation.cache names no folder to take pages from; set it, or "
+                "simulation.offline = false"
+            )
+        if self.cache and self.mode == "self" and not self.frozen:
+            raise ValueError(
+                "simulation.cache is set, but the policy that writes the pages changes with every step; empty it, or "
+                "set simulation.frozen = true"
             )
         if self.mode == "self" and self.url:
             raise ValueError(

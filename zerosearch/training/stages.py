@@ -33,7 +33,7 @@ from zerosearch.simulation.tune import collect_pages, page_example
 from zerosearch.training import trainer
 from zerosearch.training.checkpoint import checkpoints, save_model
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
-from zerosearch.training.engines import TEMPLATE, check_engines
+from zerosearch.training.engines import TEMPLATE, chat_servers, check_engines
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
@@ -52,6 +52,7 @@ def train(recipe: Recipe) -> None:
     if recipe.reward.function:
         load_function(recipe.reward.function)
     check_engines(recipe)
+    check_servers(recipe)
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
     with open_display(title, stage_names(recipe), live=recipe.report.live) as display:
@@ -85,6 +86,19 @@ def stage_names(recipe: Recipe) -> list[str]:
     return [*names, f"evaluation {TRAINED}"]
 
 
+def check_servers(recipe: Recipe) -> None:
+    """Ask the servers of the simulator for a word, if the run still needs them.
+
+    Raises:
+        RunError: the run could not go on: none answers, or one does not know the model or the key.
+    """
+    simulation, steps = recipe.simulation, recipe.training.steps
+    asks_servers = recipe.search.type == "simulated" and simulation.url and not simulation.offline
+    last = RunFolder(Path(recipe.output)).checkpoints / f"step-{steps:06d}"
+    if asks_servers and steps and not last.is_dir():
+        asyncio.run(chat_servers(recipe).check())
+
+
 def open_folder(recipe: Recipe) -> RunFolder:
     """Make the run folder, or with `resume` open the one that is there.
 
@@ -97,7 +111,10 @@ def open_folder(recipe: Recipe) -> RunFolder:
     folder = RunFolder.open(path)
     earlier = load_recipe(str(folder.recipe))
     for section, value in recipe:
-        if section not in ("resume", "output", "report", "health") and value != getattr(earlier, section):
+        before = getattr(earlier, section)
+        if section == "simulation":
+            value, before = value.apart_from_fetching, before.apart_from_fetching
+        if section not in ("resume", "output", "report", "health") and value != before:
             raise UserError(
                 f"{path} holds a run whose '{section}' differs from what was asked for: resume it with the same "
                 "settings, or choose another folder (output=…)"

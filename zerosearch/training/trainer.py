@@ -34,8 +34,8 @@ def reinforce(run: Run, start: str) -> None:
     start: the folder or name of the model before the first step, which is also the reference.
 
     Raises:
-        RunError: too many searches failed, the calls allowed are made, or the policy collapsed; the steps done so far
-            are kept.
+        RunError: the simulator's servers were away, too many searches failed, the calls allowed are made, or the policy
+            collapsed; the steps done so far are kept.
     """
     recipe, folder, display = run.recipe, run.folder, run.display
     training = recipe.training
@@ -63,10 +63,13 @@ def reinforce(run: Run, start: str) -> None:
         started, real_calls = time.perf_counter(), _real_calls(run, engine)
         try:
             groups = asyncio.run(run_groups(agent, order, recipe, step))
-        except RunError:
+        except RunError as error:
             if state.step > saved:
                 _save(run, learner, state, watch)
-            raise
+            raise RunError(
+                f"{str(error).rstrip('.')}; the run is kept as it was after step {state.step}: go on from there with "
+                "the same command and resume=true"
+            ) from error
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         release_memory()
         sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
@@ -105,19 +108,6 @@ def reinforce(run: Run, start: str) -> None:
     release_memory()
 
 
-def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> None:
-    save_checkpoint(
-        run.folder.checkpoints,
-        run.policy,
-        run.tokenizer,
-        learner.optimizer,
-        state,
-        run.recipe.training.keep,
-        learner.critic,
-        watch.good_step,
-    )
-
-
 SHOWN = (
     "reward",
     "em",
@@ -132,6 +122,19 @@ SHOWN = (
     "leak_rate",
     "entropy",
 )
+
+
+def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> None:
+    save_checkpoint(
+        run.folder.checkpoints,
+        run.policy,
+        run.tokenizer,
+        learner.optimizer,
+        state,
+        run.recipe.training.keep,
+        learner.critic,
+        watch.good_step,
+    )
 
 
 def _engine(run: Run, rewards: Sequence[float], sampler: LocalSampler) -> SearchEngine | None:
