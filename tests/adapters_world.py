@@ -53,6 +53,7 @@ def served(server: ChatServer, *overrides: str) -> list[str]:
         "simulation.tuning.enabled=false",
         f"simulation.url={server.url}",
         "simulation.retries=0",
+        "simulation.outage=0",
         *overrides,
     ]
 

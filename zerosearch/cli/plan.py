@@ -25,7 +25,7 @@ def plan(recipe: Recipe) -> list[str]:
 
 def _tuning(recipe: Recipe) -> list[str]:
     tuning = recipe.simulation.tuning
-    if recipe.search.type != "simulated" or not tuning.enabled:
+    if not recipe.simulates or not tuning.enabled:
         return []
     return [
         f"simulator tuning: {recipe.simulation.model} on {tuning.pages} pages of the real engine, "
@@ -62,6 +62,7 @@ def _reinforcement(recipe: Recipe) -> list[str]:
         "bm25": f"pages by BM25 over {recipe.search.corpus}",
         "retriever": f"pages by {_remote(recipe, 'retriever')}",
         "serpapi": f"pages by {_remote(recipe, 'serpapi')}",
+        "mixed": f"pages by {_writer(recipe)}, noise {_noise(recipe)}; {_mixed(recipe)}",
         "none": "no search",
     }[recipe.search.type]
     at_most = f", at most {agent.max_turns * per_step * training.steps} searches" if agent.max_turns else ""
@@ -72,6 +73,12 @@ def _reinforcement(recipe: Recipe) -> list[str]:
         f"x {training.samples_per_question} samples = {per_step * training.steps} episodes{at_most}; "
         f"{searches}"
     ]
+
+
+def _mixed(recipe: Recipe) -> str:
+    mixed = recipe.search.mixed
+    real = _remote(recipe, mixed.real) if mixed.real in REMOTE else f"BM25 over {recipe.search.corpus}"
+    return f"{mixed.start:g} to {mixed.end:g} of the searches by {real}"
 
 
 def _writer(recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Question
@@ -18,11 +18,8 @@ from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import Page, SearchEngine, SearchRequest
 from zerosearch.simulation.simulator import Simulator
-from zerosearch.training.engines import make_schedule, make_simulator, sampled_chat, served_chat, simulation_model
+from zerosearch.training.engines import make_schedule, make_simulator, simulation_chat, simulation_model
 from zerosearch.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from zerosearch.inference.chat import ChatModel
 
 INSTRUCTION = (
     "Find the answer with the tool `search`. Search again until you know, "
@@ -60,11 +57,13 @@ def load_engine(recipe: Recipe, knows_step: bool) -> CountingEngine | Simulator:
         UserError: the recipe does not search, or its noise follows what is not known here.
     """
     check_noise(recipe, knows_step)
+    if recipe.search.type == "mixed":
+        raise UserError('search.type is "mixed", which adapters do not offer; set it to "bm25" or "simulated"')
     if recipe.search.type == "none":
         raise UserError('search.type is "none", so there is nothing to search with; set it to "bm25" or "simulated"')
     if recipe.search.type == "bm25":
         return CountingEngine(BM25Engine(load_corpus(recipe.search.corpus)))
-    chat = served_chat(recipe) if recipe.simulation.url else _chat_of_this_process(recipe)
+    chat = simulation_chat(recipe, simulation_model(recipe, Path(recipe.output) / "checkpoints"))
     return make_simulator(recipe, chat, make_schedule(recipe))
 
 
@@ -75,21 +74,13 @@ def check_noise(recipe: Recipe, knows_step: bool) -> None:
         UserError: the noise follows the steps of training, and they are not known, or the rewards.
     """
     schedule = recipe.simulation.noise.schedule
-    if recipe.search.type != "simulated" or schedule == "constant" or (knows_step and schedule != "adaptive"):
+    if not recipe.simulates or schedule == "constant" or (knows_step and schedule != "adaptive"):
         return
     follows = "the rewards" if schedule == "adaptive" else "the steps"
     raise UserError(
         f'simulation.noise.schedule is "{schedule}", which follows {follows} of training, and these are not known '
         "here; set simulation.noise.schedule=constant and the share of noisy pages as simulation.noise.start"
     )
-
-
-def _chat_of_this_process(recipe: Recipe) -> "ChatModel":
-    from zerosearch.inference.local import Lane
-    from zerosearch.inference.models import compute_dtype, load_model
-
-    name = simulation_model(recipe, Path(recipe.output) / "checkpoints")
-    return sampled_chat(recipe, name, load_model, Lane(), compute_dtype(recipe.model.dtype))
 
 
 @dataclass
@@ -116,10 +107,13 @@ class Searches:
             raise UserError("the query is empty; say what to search for")
         request = SearchRequest(query.strip(), self.question, self.k, self.sample, self.turn, self.step)
         self.turn += 1
-        page = await self.engine.search(request)
-        if page.error:
-            self.error = page.error
-            raise RunError(page.error)
+        try:
+            page = await self.engine.search(request)
+            if page.error:
+                raise RunError(page.error)
+        except RunError as failure:
+            self.error = str(failure)
+            raise
         return page_text(page)
 
 

@@ -74,7 +74,7 @@ class SearchEnvironments(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         steps, noise = self.recipe.training.steps, self.recipe.simulation.noise
-        if self.recipe.search.type == "simulated" and noise.schedule != "constant" and steps != state.max_steps:
+        if self.recipe.simulates and noise.schedule != "constant" and steps != state.max_steps:
             raise UserError(
                 f"the noise changes over training.steps = {steps}, but the trainer makes {state.max_steps} steps; "
                 f"set training.steps={state.max_steps}"

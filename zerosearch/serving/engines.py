@@ -6,9 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerosearch.data import Question
 from zerosearch.data.corpus import load_corpus
-from zerosearch.data.question_set import load_questions
 from zerosearch.errors import UserError
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
@@ -20,8 +18,8 @@ from zerosearch.training.engines import (
     make_remote,
     make_schedule,
     make_simulator,
-    sampled_chat,
     served_chat,
+    simulation_chat,
     simulation_model,
 )
 from zerosearch.training.recipe import Recipe
@@ -75,6 +73,8 @@ def recipe_engine(recipe: Recipe, checkpoints: Path, noise: float | None) -> Sea
     kind = recipe.search.type
     if kind == "none":
         raise UserError('the recipe searches nothing (search.type = "none"): name another, or set search.type')
+    if kind == "mixed":
+        raise UserError('search.type is "mixed": serve one engine, such as search.type=simulated or bm25')
     if kind == "simulated":
         return _simulator(recipe, checkpoints, noise)
     if noise is not None:
@@ -93,14 +93,7 @@ def _simulator(recipe: Recipe, checkpoints: Path, noise: float | None) -> Simula
         )
     else:
         schedule = make_schedule(recipe)
-    return make_simulator(recipe, _chat(recipe, checkpoints), schedule, _distractors(recipe))
-
-
-def _distractors(recipe: Recipe) -> Sequence[Question]:
-    """What noise of a kind is made from."""
-    if not any(weight for _, weight in recipe.simulation.noise.kinds):
-        return ()
-    return load_questions(recipe.data.train, "train", recipe.data.train_limit).questions
+    return make_simulator(recipe, _chat(recipe, checkpoints), schedule)
 
 
 def _chat(recipe: Recipe, checkpoints: Path) -> "ChatModel":
@@ -108,11 +101,7 @@ def _chat(recipe: Recipe, checkpoints: Path) -> "ChatModel":
         import openai  # noqa: F401 (takes a second, which the first search would wait)
 
         return served_chat(recipe)
-    name = _model(recipe, checkpoints)
-    from zerosearch.inference.local import Lane
-    from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
-
-    return sampled_chat(recipe, load_model(name), load_tokenizer(name), Lane(), compute_dtype(recipe.model.dtype))
+    return simulation_chat(recipe, _model(recipe, checkpoints))
 
 
 def _model(recipe: Recipe, checkpoints: Path) -> str:

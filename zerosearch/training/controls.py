@@ -54,7 +54,7 @@ def run_controls(path: Path) -> None:
         RANDOM: lambda run, name: _trained(run, name, RandomEngine(run.corpus, recipe.seed)),
         ONE_SEARCH: lambda run, name: _trained(run, name, run.real_engine, max_turns=1),
     }
-    if recipe.search.type == "simulated":
+    if recipe.simulates:
         controls |= {SIMULATED.format(noise): partial(_simulated, noise=noise) for noise in NOISES}
     title, stages = f"controls of {folder.path.name}", [f"evaluation {name}" for name in controls]
     with open_display(title, stages, live=recipe.report.live) as display:

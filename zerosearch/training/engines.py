@@ -8,6 +8,7 @@ from zerosearch.agent.episode import EpisodeSettings
 from zerosearch.agent.prompt import PromptTemplate, load_prompt
 from zerosearch.data import Document, Question
 from zerosearch.data.indexed import IndexedPassages
+from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import Noise, SearchEngine
@@ -104,10 +105,14 @@ def make_schedule(recipe: Recipe, rewards: Sequence[float] = ()) -> Schedule:
             return AdaptiveNoise(noise.start, noise.end, noise.target, noise.max_change, rewards)
 
 
-def make_simulator(
-    recipe: Recipe, chat: "ChatModel", schedule: Schedule, questions: Sequence[Question] = ()
-) -> Simulator:
-    """The simulated engine, played by a chat model. questions: what noise of a kind is made from."""
+def real_share(recipe: Recipe) -> Schedule:
+    """The share of real searches in mixed training, step by step."""
+    mixed = recipe.search.mixed
+    return CurriculumNoise(mixed.start, mixed.end, max(recipe.training.steps, 1), base=1.0)
+
+
+def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Simulator:
+    """The simulated engine, played by a chat model. Noise of a kind is made from the training questions."""
     simulation, noise = recipe.simulation, recipe.simulation.noise
     return Simulator(
         chat,
@@ -117,8 +122,15 @@ def make_simulator(
         writing=Writing(simulation.max_tokens, simulation.temperature, simulation.repair),
         dial=Dial(noise.per, noise.share, noise.kinds.irrelevant, noise.kinds.near_miss, noise.kinds.contradicting),
         teller=Teller(simulation.withhold, chat),
-        distractors=Distractors(questions),
+        distractors=Distractors(_questions_for_noise(recipe)),
     )
+
+
+def _questions_for_noise(recipe: Recipe) -> Sequence[Question]:
+    """The training questions, where noise is of a kind."""
+    if not any(weight for _, weight in recipe.simulation.noise.kinds):
+        return ()
+    return load_questions(recipe.data.train, "train", recipe.data.train_limit).questions
 
 
 def chat_servers(recipe: Recipe) -> "OpenAIChat":
@@ -238,5 +250,7 @@ def check_engines(recipe: Recipe) -> None:
     Raises:
         UserError: see `make_remote`.
     """
-    for kind in {recipe.search.type, recipe.evaluation.engine} & set(REMOTE):
+    search = recipe.search
+    trained_with = search.mixed.real if search.type == "mixed" else search.type
+    for kind in {trained_with, recipe.evaluation.engine} & set(REMOTE):
         make_remote(recipe, kind)

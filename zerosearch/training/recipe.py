@@ -22,7 +22,7 @@ from zerosearch.training.recipe_section import (
     Share,
 )
 
-LATER_SEARCH_TYPES = ("dense", "mixed")
+LATER_SEARCH_TYPES = ("dense",)
 FETCHING = ("timeout", "retries", "outage", "cache", "offline")
 """Keys of `simulation` that, with the addresses, say how pages are fetched, and not what they are."""
 
@@ -61,11 +61,22 @@ class Data(Section):
     """Test questions evaluated, spread over the families; 0 = all."""
 
 
+class Mixed(Section):
+    """Simulated and real search: `search.type` is `mixed`, and a share of the searches is real."""
+
+    real: Literal["bm25", "retriever", "serpapi"] = "bm25"
+    """The real engine."""
+    start: Share = 0.0
+    """Share of real searches at the first step; it goes evenly to `end`."""
+    end: Share = 0.5
+    """Share of real searches at the last step."""
+
+
 class Search(Section):
     """The search engine that the policy meets in training."""
 
-    type: Literal["simulated", "bm25", "retriever", "serpapi", "none"] = "simulated"
-    """`simulated` (a language model writes the pages), `bm25`, `retriever` or `serpapi` (real ones), `none`."""
+    type: Literal["simulated", "bm25", "retriever", "serpapi", "mixed", "none"] = "simulated"
+    """`simulated` (written by a language model), `bm25`, `retriever`, `serpapi` (real ones), `mixed` or `none`."""
     k: Positive = 3
     """Documents on a page."""
     corpus: Annotated[str, Field(min_length=1)] = "world"
@@ -74,6 +85,7 @@ class Search(Section):
     """The run stops when more than this share of the episodes of a step or a test end because a search failed."""
     retriever: Retriever = Retriever()
     serpapi: SerpApi = SerpApi()
+    mixed: Mixed = Mixed()
 
     @field_validator("type", mode="before")
     @classmethod
@@ -81,7 +93,7 @@ class Search(Section):
         if value in LATER_SEARCH_TYPES:
             raise ValueError(
                 f'search.type = "{value}" is not available in this version; use "simulated", "bm25", "retriever", '
-                '"serpapi" or "none"'
+                '"serpapi", "mixed" or "none"'
             )
         return value
 
@@ -374,9 +386,14 @@ class Recipe(Section):
         return (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn
 
     @property
+    def simulates(self) -> bool:
+        """Whether a simulator writes pages in training."""
+        return self.search.type in ("simulated", "mixed")
+
+    @property
     def policy_simulates(self) -> bool:
         """Whether the policy as it is now writes the pages that it reads."""
-        return self.search.type == "simulated" and self.simulation.mode == "self" and not self.simulation.frozen
+        return self.simulates and self.simulation.mode == "self" and not self.simulation.frozen
 
     @field_validator("trainer")
     @classmethod
@@ -410,7 +427,7 @@ class Recipe(Section):
                 f'search.type is "none", but agent.max_turns allows {self.agent.max_turns} searches; '
                 "set agent.max_turns = 0"
             )
-        if self.search.type == "simulated" and self.agent.max_turns == 0:
+        if self.simulates and self.agent.max_turns == 0:
             raise ValueError(
                 'agent.max_turns is 0, so nothing would ever be searched; set it to 1 or more, or search.type = "none"'
             )

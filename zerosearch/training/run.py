@@ -157,7 +157,7 @@ class Run:
 
     def simulator(self, schedule: Schedule, sampler: LocalSampler | None = None) -> Simulator:
         """The simulated engine. sampler: the policy's, which writes the pages where it plays itself."""
-        return make_simulator(self.recipe, self._simulation_chat(sampler), schedule, self.train_questions)
+        return make_simulator(self.recipe, self._simulation_chat(sampler), schedule)
 
     def _simulation_chat(self, sampler: LocalSampler | None) -> "ChatModel":
         recipe, simulation = self.recipe, self.recipe.simulation

@@ -75,7 +75,7 @@ def stage_names(recipe: Recipe) -> list[str]:
     names = []
     if recipe.evaluation.untrained:
         names.append(f"evaluation {UNTRAINED}")
-    if recipe.search.type == "simulated" and recipe.simulation.tuning.enabled:
+    if recipe.simulates and recipe.simulation.tuning.enabled:
         names.append(STAGE)
     if recipe.warm_start.enabled:
         names.append("warm start")
@@ -93,7 +93,7 @@ def check_servers(recipe: Recipe) -> None:
         RunError: the run could not go on: none answers, or one does not know the model or the key.
     """
     simulation, steps = recipe.simulation, recipe.training.steps
-    asks_servers = recipe.search.type == "simulated" and simulation.url and not simulation.offline
+    asks_servers = recipe.simulates and simulation.url and not simulation.offline
     last = RunFolder(Path(recipe.output)).checkpoints / f"step-{steps:06d}"
     if asks_servers and steps and not last.is_dir():
         asyncio.run(chat_servers(recipe).check())
@@ -126,7 +126,7 @@ def tune_simulator(run: Run) -> None:
     """Tune the simulator on pages of the real engine, unless this run has done so already."""
     recipe, tuning = run.recipe, run.recipe.simulation.tuning
     target = run.folder.checkpoints / "simulator"
-    if recipe.search.type != "simulated" or not tuning.enabled or target.is_dir():
+    if not recipe.simulates or not tuning.enabled or target.is_dir():
         return
     started = time.perf_counter()
     run.drop_policy()

@@ -10,8 +10,8 @@ from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import SearchEngine
-from zerosearch.simulation.simulator import Simulator
+from zerosearch.search.engine import CountedEngine, SearchEngine
+from zerosearch.search.mixed import MixedEngine
 from zerosearch.training.checkpoint import (
     TrainingState,
     checkpoints,
@@ -19,6 +19,7 @@ from zerosearch.training.checkpoint import (
     load_state,
     save_checkpoint,
 )
+from zerosearch.training.engines import real_share
 from zerosearch.training.health import Watch, step_figures
 from zerosearch.training.learner import Learner
 from zerosearch.training.recipe_remote import REMOTE
@@ -137,22 +138,31 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> Non
     )
 
 
-def _engine(run: Run, rewards: Sequence[float], sampler: LocalSampler) -> SearchEngine | None:
-    kind = run.recipe.search.type
-    if kind == "none":
-        return None
-    if kind == "simulated":
-        return run.simulator(run.schedule(rewards), sampler)
-    if kind not in REMOTE:
-        return CountingEngine(BM25Engine(run.corpus, name="training"))
-    engine = CountingEngine(run.remote_engine(kind))
+def _engine(run: Run, rewards: Sequence[float], sampler: LocalSampler) -> CountedEngine | None:
+    recipe = run.recipe
+    match recipe.search.type:
+        case "none":
+            return None
+        case "simulated":
+            return run.simulator(run.schedule(rewards), sampler)
+        case "mixed":
+            simulator, share = run.simulator(run.schedule(rewards), sampler), real_share(recipe)
+            return MixedEngine(simulator, _real(run, recipe.search.mixed.real), share.probability, recipe.seed)
+        case kind:
+            return _real(run, kind)
+
+
+def _real(run: Run, kind: str) -> CountingEngine:
+    """A real engine of training, under a name of its own where it is not shared with the test."""
+    engine = CountingEngine(run.remote_engine(kind) if kind in REMOTE else BM25Engine(run.corpus, name="training"))
     engine.reset_counters()  # what earlier tests counted is no part of training
     return engine
 
 
 def _real_calls(run: Run, engine: SearchEngine | None) -> int:
     """Calls so far to real engines: that of the test, and that of training where it is one."""
-    real = [run.real_engine, *([engine] if isinstance(engine, CountingEngine) else [])]
+    trained_with = engine.real if isinstance(engine, MixedEngine) else engine
+    real = [run.real_engine, *([trained_with] if isinstance(trained_with, CountingEngine) else [])]
     return sum(int(each.counters()[f"search/{each.name}/calls"]) for each in real)
 
 
@@ -160,9 +170,9 @@ def _policy_tokens(groups: Sequence[Group]) -> int:
     return sum(trajectory.policy_tokens for group in groups for trajectory in group.trajectories)
 
 
-def _engine_figures(engine: SearchEngine | None) -> dict[str, float]:
+def _engine_figures(engine: CountedEngine | None) -> dict[str, float]:
     """What the engine counted in the step; its counters start again."""
-    if not isinstance(engine, Simulator | CountingEngine):
+    if engine is None:
         return {}
     figures = engine.counters()
     engine.reset_counters()
