@@ -37,4 +37,3 @@ def test_a_hundred_thousand_searches_leave_the_memory_as_it_was(benchmark: Modul
             assert met.failed == 0
             sizes.append(benchmark.resident_bytes(process.pid))
     assert sizes[-1] - sizes[0] < GROWTH, sizes
-    print("SIZES", sizes)

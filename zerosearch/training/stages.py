@@ -95,7 +95,10 @@ def open_folder(recipe: Recipe) -> RunFolder:
     folder = RunFolder.open(path)
     earlier = load_recipe(str(folder.recipe))
     for section, value in recipe:
-        if section not in ("resume", "output", "report", "health") and value != getattr(earlier, section):
+        before = getattr(earlier, section)
+        if section == "search":
+            value, before = value.apart_from_fetching, before.apart_from_fetching
+        if section not in ("resume", "output", "report", "health") and value != before:
             raise UserError(
                 f"{path} holds a run whose '{section}' differs from what was asked for: resume it with the same "
                 "settings, or choose another folder (output=…)"
