@@ -55,7 +55,7 @@ def test_a_spent_budget_ends_the_run_with_a_checkpoint_and_it_goes_on_with_as_ma
     code, said = training(capsys, model, tmp_path / "run", *given)
     assert code == 1 and said.startswith("error: all ") and "max_calls" in said and "\n" not in said
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]
-    assert training(capsys, model, tmp_path / "run", *given, "resume=true") == (0, "")
+    assert training(capsys, model, tmp_path / "run", *given, "search.retriever.timeout=20", "resume=true") == (0, "")
     assert [row["reward"] for row in rows(tmp_path / "run")] == [row["reward"] for row in rows(tmp_path / "unbroken")]
 
 

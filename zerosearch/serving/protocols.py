@@ -180,6 +180,6 @@ def identifier(document: Document, page: Page) -> str:
 
 def _link(document: Document, page: Page) -> str:
     known = identifier(document, page)
-    return (
-        known if known.startswith(("http://", "https://")) else f"zerosearch:{quote(known, safe='', errors='replace')}"
-    )
+    if known.startswith(("http://", "https://")):
+        return known
+    return f"zerosearch:{quote(known, safe='', errors='replace')}"

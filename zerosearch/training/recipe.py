@@ -87,6 +87,11 @@ class Search(Section):
     serpapi: SerpApi = SerpApi()
     mixed: Mixed = Mixed()
 
+    @property
+    def apart_from_fetching(self) -> "Search":
+        """What determines the pages, without what says how engines behind HTTP are asked."""
+        return self.model_copy(update={"retriever": Retriever(), "serpapi": SerpApi(engine=self.serpapi.engine)})
+
     @field_validator("type", mode="before")
     @classmethod
     def _available(cls, value: object) -> object:

@@ -112,7 +112,7 @@ def open_folder(recipe: Recipe) -> RunFolder:
     earlier = load_recipe(str(folder.recipe))
     for section, value in recipe:
         before = getattr(earlier, section)
-        if section == "simulation":
+        if section in ("search", "simulation"):
             value, before = value.apart_from_fetching, before.apart_from_fetching
         if section not in ("resume", "output", "report", "health") and value != before:
             raise UserError(
