@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -56,6 +57,15 @@ def served(server: ChatServer, *overrides: str) -> list[str]:
         "simulation.outage=0",
         *overrides,
     ]
+
+
+def command(start: str, **instead: str) -> list[str]:
+    """The words of a command that the guide shows, with other values in place of some."""
+    found = re.search(rf"^(?:\w+=\S+ )?({re.escape(start)}(?:[^\\\n]|\\\n)*)", GUIDE.read_text(), re.MULTILINE)
+    assert found, f"the guide does not say {start}"
+    words = shlex.split(found[1].replace("\\\n", " "), comments=True)
+    assert set(instead) <= set(words), words
+    return [instead.get(word, word) for word in words]
 
 
 def example(name: str, **instead: str) -> str:

@@ -43,6 +43,19 @@ class ChatServer(ThreadingHTTPServer):
         self.server_close()
 
 
+def _answer(kind: str, choice: dict[str, Any]) -> bytes:
+    return json.dumps({"id": "1", "object": kind, "created": 0, "model": "m", "choices": [choice]}).encode()
+
+
+def _stream(message: dict[str, Any], reason: str) -> bytes:
+    """The message as the events of a stream."""
+    calls = [{"index": index, **call} for index, call in enumerate(message.get("tool_calls", []))]
+    delta = message | ({"tool_calls": calls} if calls else {})
+    choices = {"index": 0, "delta": delta, "finish_reason": None}, {"index": 0, "delta": {}, "finish_reason": reason}
+    chunks = [_answer("chat.completion.chunk", choice) for choice in choices]
+    return b"".join(b"data: %s\n\n" % event for event in (*chunks, b"[DONE]"))
+
+
 class Chat(BaseHTTPRequestHandler):
     server: ChatServer
 
@@ -56,11 +69,14 @@ class Chat(BaseHTTPRequestHandler):
             return
         time.sleep(self.server.delay)
         message = {"role": "assistant", **self.server.reply(request)}
-        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if "tool_calls" in message else "stop"}
-        answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-        body = json.dumps(answer).encode()
+        reason = "tool_calls" if "tool_calls" in message else "stop"
+        if request.get("stream"):
+            kind, body = "text/event-stream", _stream(message, reason)
+        else:
+            choice = {"index": 0, "message": message, "finish_reason": reason}
+            kind, body = "application/json", _answer("chat.completion", choice)
         self.send_response(200)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -159,6 +159,8 @@ def test_a_search_that_fails_teaches_nothing_and_too_many_end_the_run(
         train(folder, "world", tmp_path / "run", *fixed)
     train(folder, "world", tmp_path / "again", *fixed, "search.failure_threshold=1", steps=1)
     assert watched.batches[-1]["advantages"].abs().max() == 0
+    (log,) = [log for log in watched.trainer.state.log_history if "loss" in log]
+    assert log["rewards/f1/mean"] is None, "the rollouts are left out, not counted as wrong"
 
 
 class Counted:

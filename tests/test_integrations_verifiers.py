@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapters_world import QUESTIONS, environment, example, write_world
+from adapters_world import QUESTIONS, command, environment, example, write_world
 from chat_server import ChatServer
 
 pytest.importorskip("verifiers", reason="needs verifiers")
@@ -28,16 +28,17 @@ def evaluate(folder: Path, reply: Reply, *overrides: str) -> tuple[list[dict[str
     """Two rollouts of each question with the environment of the guide; their traces, and the policy's server."""
     (folder / "search_world.py").write_text(example("search_world.py"))
     policy, recipe = ChatServer(reply=reply), write_world(folder)
-    given = [f"--env.taskset.recipe={recipe.name}"]  # a path from the folder where vf-eval runs
-    if overrides:
-        given.append(f"--env.taskset.overrides={json.dumps(overrides)}")
-    command = [
-        *(sys.executable, "-m", "verifiers.v1.cli.eval.main", "search_world", "--model=m", "--no-push", "--no-rich"),
-        *(f"--client.base-url={policy.url}", "-r", "2", "--output-dir=out", "--run.dir=run", *given),
-    ]
+    instead = {
+        "vf-eval": str(Path(sys.executable).with_name("vf-eval")),
+        "world-bm25": recipe.name,  # a path from the folder where vf-eval runs
+        "http://127.0.0.1:8000/v1": policy.url,
+        "4": "2",
+    }
+    words = command("vf-eval search_world", **instead)
+    words += ["--env.taskset.overrides", json.dumps(overrides), "--no-rich", "--output-dir", "out", "--run.dir", "run"]
     path = os.pathsep.join([str(folder), environment()["PYTHONPATH"]])
     ran = subprocess.run(
-        command, cwd=folder, env=environment() | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=500
+        words, cwd=folder, env=environment() | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=500
     )
     policy.die()
     assert ran.returncode == 0, ran.stdout + ran.stderr

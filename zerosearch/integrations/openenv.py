@@ -93,7 +93,7 @@ class SearchEnvironment(Environment[SearchAction, SearchObservation, State]):
             raise UserError(f'there is no question {index}: split "{split}" holds 0 to {len(questions) - 1}')
         return questions[index]
 
-    async def step_async(self, action: SearchAction, timeout_s: float | None = None, **_: Any) -> SearchObservation:
+    async def step_async(self, action: SearchAction, timeout_s: float | None = None) -> SearchObservation:
         """Take a turn; see `Agent.episode`.
 
         Raises:
@@ -118,7 +118,7 @@ class SearchEnvironment(Environment[SearchAction, SearchObservation, State]):
         last = self._state.step_count == turns
         return SearchObservation(text=text + self._protocol.last_turn_notice() * last, reward=0.0)
 
-    def step(self, action: SearchAction, timeout_s: float | None = None, **_: Any) -> SearchObservation:
+    def step(self, action: SearchAction, timeout_s: float | None = None) -> SearchObservation:
         """As `step_async`, where no event loop runs."""
         return asyncio.run(self.step_async(action, timeout_s))
 
