@@ -105,10 +105,8 @@ def test_a_chat_model_plays_the_agent_over_http(tmp_path: Path, capsys: pytest.C
     out = tmp_path / "turns.jsonl"
     with TalkingServer(agent_reply) as server:
         with pytest.raises(SystemExit) as ended:
-            command(
-                ["simulate", "collect", "world", "--out", str(out), "--questions", "5", "--model", "m"]
-                + ["--url", server.url, "report.live=false"]
-            )
+            given = ["world", "--questions", "5", "--model", "m", "report.live=false"]
+            command(["simulate", "collect", *given, "--url", server.url, "--out", str(out)])
         assert not ended.value.code, capsys.readouterr().err
     assert "5 search turns of 5 episodes" in capsys.readouterr().out
     turns = read_turns(out)
