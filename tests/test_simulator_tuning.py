@@ -110,6 +110,7 @@ def test_a_published_set_is_learned_as_it_is(write: Any, model: Path, tmp_path: 
     tune(data, settings, tmp_path / "tuned")
     template = load_template(str(tmp_path / "tuned" / "template.toml"))
     assert template == lessons.template and template.engine == "Harbourmaster"
+    assert make_template(load_recipe("world", [f"simulation.model={tmp_path / 'tuned'}"])) == template
     with pytest.raises(UserError, match="held out"):
         read_lessons(data, settings, held_out=3)
 
