@@ -153,6 +153,20 @@ def test_an_episode_of_a_chat_model_is_text_that_nobody_trains_on() -> None:
         trajectory.check_trainable()
 
 
+def test_who_interrupts_is_told_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: LineDisplay, *given: Any, **figures: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LineDisplay, "update", interrupt)
+    with TalkingServer(agent_reply) as server, pytest.raises(SystemExit) as ended:
+        given = "world --questions 2 --model m report.live=false".split()
+        command(["simulate", "collect", *given, "--url", server.url, "--out", str(tmp_path / "turns.jsonl")])
+    assert ended.value.code == 130
+    assert "interrupted; give the same command again to go on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
