@@ -186,6 +186,30 @@ def test_advantages_skip_observations() -> None:
         assert torch.equal(short, long)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("overrides", [("grpo",), ("reinforce", "algorithm.baseline=group"), ("rloo",)])
+def test_what_is_worse_than_expected_counts_as_much_as_the_recipe_says(
+    weight: float, overrides: tuple[str, ...]
+) -> None:
+    kind, *parts = overrides
+    groups = [group([1.0, 0.0, 0.0, 1.0], [3, 4, 5, 2]), group([0.5, 0.5], [3, 4])]
+
+    def found(*more: str) -> Tensor:
+        algorithm = recipe(kind, "algorithm.kl_coefficient=0", *parts, *more).algorithm
+        return torch.cat([episode.advantages_W for episode in episodes_of(judged(lessons(groups), algorithm))])
+
+    full_W, weighed_W = found(), found(f"algorithm.negative={weight:g}")
+    assert torch.equal(weighed_W[full_W >= 0], full_W[full_W >= 0]) and (full_W > 0).any()
+    assert torch.equal(weighed_W[full_W < 0], weight * full_W[full_W < 0]) and (full_W < 0).any()
+
+
+def test_with_failures_left_out_only_successes_that_stand_out_are_learned_from() -> None:
+    made = recipe("reinforce", "algorithm.baseline=group", "algorithm.negative=0", "algorithm.kl_coefficient=0")
+    groups = [group([1.0, 0.0], [3, 4]), group([1.0, 1.0], [3, 4]), group([0.0, 0.0], [3, 4])]
+    [lesson] = worthwhile(judged(lessons(groups), made.algorithm))
+    assert [episode.rewards_E.item() for episode in lesson.episodes] == [1.0]
+
+
 # The pull to the reference
 
 

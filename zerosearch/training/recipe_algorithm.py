@@ -76,6 +76,8 @@ class Algorithm(Section):
     """Divide by the group's standard deviation, where the group's mean is subtracted."""
     whiten: bool = False
     """Shift and scale the advantages of all policy tokens of a step to mean 0 and standard deviation 1."""
+    negative: NonNegativeFloat = 1.0
+    """What an advantage below zero counts: 1 in full; 0 = only what did better than expected teaches."""
     discount: Share = 1.0
     """γ for each policy token between an action and its reward, in estimators that do not compare within groups."""
     ratio: Literal["token", "sequence"] = "token"
