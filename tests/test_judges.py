@@ -112,6 +112,7 @@ def test_what_a_chat_model_is_asked() -> None:
 # Agreement
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @given(st.lists(st.tuples(st.sampled_from("un"), st.sampled_from("un")), min_size=3, max_size=40))
 def test_agreement_is_scikit_learns_kappa_with_the_jackknifes_error(pairs: list[tuple[str, str]]) -> None:
     first, second = zip(*pairs, strict=True)

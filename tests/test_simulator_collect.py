@@ -105,12 +105,8 @@ def test_a_chat_model_plays_the_agent_over_http(tmp_path: Path, capsys: pytest.C
     out = tmp_path / "turns.jsonl"
     with TalkingServer(agent_reply) as server:
         with pytest.raises(SystemExit) as ended:
-            command(
-                [
-                    *["simulate", "collect", "world", "--out", str(out), "--questions", "5", "--model", "m"],
-                    *["--url", server.url, "report.live=false"],
-                ]
-            )
+            given = ["world", "--questions", "5", "--model", "m", "report.live=false"]
+            command(["simulate", "collect", *given, "--url", server.url, "--out", str(out)])
         assert not ended.value.code, capsys.readouterr().err
     assert "5 search turns of 5 episodes" in capsys.readouterr().out
     turns = read_turns(out)
@@ -155,6 +151,20 @@ def test_an_episode_of_a_chat_model_is_text_that_nobody_trains_on() -> None:
     assert "�" in chat.requests[-1].messages[3]["content"]
     with pytest.raises(UserError, match="only episodes that a sampler wrote"):
         trajectory.check_trainable()
+
+
+def test_who_interrupts_is_told_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: LineDisplay, *given: Any, **figures: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LineDisplay, "update", interrupt)
+    with TalkingServer(agent_reply) as server, pytest.raises(SystemExit) as ended:
+        given = ["world", "--questions", "2", "--model", "m", "report.live=false"]
+        command(["simulate", "collect", *given, "--url", server.url, "--out", str(tmp_path / "turns.jsonl")])
+    assert ended.value.code == 130
+    assert "interrupted; give the same command again to go on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

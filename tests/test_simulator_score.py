@@ -130,7 +130,7 @@ def test_a_served_simulator_is_scored_on_real_turns(tmp_path: Path, capsys: pyte
     assert pages["real"]["documents"]["mean"] == 3, "cut to search.k"
     assert pages["useful"]["told_apart"]["mean"] > 0.9
     assert score["conditions"]["queries"] == 12 and score["conditions"]["engine"] == "elsewhere"
-    assert score["policy_f1"] == {}
+    assert score["policy_f1"] == {} and score["conditions"]["tuned_on"] is None
     assert (
         "| pages with the answer asked for | 1.000 ± 0.000 | 1.000 ± 0.000 | 0.000 ± 0.000 |"
         in (out / "score.md").read_text()

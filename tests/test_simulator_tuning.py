@@ -30,6 +30,7 @@ from zerosearch.training.simulator.score import score_simulator
 from zerosearch.training.simulator.tune import export_lessons, fitting, read_lessons, tune
 from zerosearch.training.source import open_source
 
+ROOM = ["agent.max_length=2000", "agent.max_tokens_per_turn=200", "model.dtype=float32"]
 LORA = "simulation.tuning.lora.rank=2"
 
 
@@ -110,6 +111,7 @@ def test_a_published_set_is_learned_as_it_is(write: Any, model: Path, tmp_path: 
     tune(data, settings, tmp_path / "tuned")
     template = load_template(str(tmp_path / "tuned" / "template.toml"))
     assert template == lessons.template and template.engine == "Harbourmaster"
+    assert make_template(load_recipe("world", [f"simulation.model={tmp_path / 'tuned'}"])) == template
     with pytest.raises(UserError, match="held out"):
         read_lessons(data, settings, held_out=3)
 
@@ -119,6 +121,9 @@ def test_what_is_held_out_is_not_learned_and_lies_beside_the_model(model: Path, 
     summary = tune(judged, settings, tmp_path / "tuned", held_out=3)
     assert (summary["examples"], summary["held_out"]) == (4, 3)
     held = read_turns(tmp_path / "tuned" / "held-out.jsonl")
+    source = open_source("world", [f"simulation.model={tmp_path / 'tuned'}", "simulation.max_tokens=8", *ROOM])
+    score = score_simulator(source, tmp_path / "score", tmp_path / "tuned" / "held-out.jsonl")
+    assert score.conditions["tuned_on"] == str(judged) and score.conditions["queries"] == 3
     learned = "".join(e.messages[1]["content"] for e in read_lessons(judged, settings, 3).examples)
     assert len(held) == 3 and not any(turn.question.text in learned for turn in held)
 

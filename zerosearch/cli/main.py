@@ -69,6 +69,8 @@ def _stop(sentence: str, code: int) -> None:
 
 
 def _interrupted(given: list[str]) -> str:
+    if given[:1] == ["simulate"] and given[1:2] != ["try"]:
+        return "interrupted; give the same command again to go on"
     if given[:1] != ["train"]:
         return "interrupted"
     kept = [argument for argument in given if not argument.startswith("resume=")]

@@ -42,8 +42,8 @@ SIMULATOR_ROOM = 192
 """Tokens that the question and its answer may have in the prompt of a simulator in this process."""
 
 
-TEMPLATE = "template.toml"
-"""The file in a tuned simulator's folder that holds the template under which it was tuned."""
+TEMPLATE, TUNING_SUMMARY = "template.toml", "tuning.json"
+"""Files in a tuned simulator's folder: the template under which it was tuned, and how it was."""
 
 
 def make_prompt(recipe: Recipe) -> Literal["chat", "completion"] | PromptTemplate:

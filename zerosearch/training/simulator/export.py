@@ -1,7 +1,7 @@
 """What a trainer for many GPUs needs to tune a simulator: the examples as parquet and a command of verl's.
 
-The command is for `verl.trainer.sft_trainer` of verl 0.9 (configured by config/sft_trainer_engine.yaml): it tunes on
-what the assistant says, in the model's chat template, and writes a Hugging Face folder beside its shards.
+The command is for `verl.trainer.sft_trainer` of verl 0.9 (keys: config/sft_trainer_engine.yaml): it tunes on what the
+assistant says, in the model's chat template, and writes a Hugging Face folder beside its shards.
 """
 
 import io

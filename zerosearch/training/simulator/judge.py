@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 STAGE = "judging"
 PART = 64
-"""Pages that are judged at once and then written."""
+"""Pages that are judged and then written together."""
+SLOTS = 16
+"""Of these, how many a chat model in this process has in hand at once."""
 
 
 def judge(
@@ -74,7 +76,7 @@ async def _judged(turns: Sequence[SearchTurn], judges: dict[JudgeName, Judge]) -
     """The turns with every judge's verdict, and the first one's as their label."""
 
     async def one(turn: SearchTurn) -> SearchTurn:
-        verdicts: dict[str, Noise | None] = {name: await judge(turn) for name, judge in judges.items()}
+        verdicts: dict[str, Noise | None] = {name: await each(turn) for name, each in judges.items()}
         return replace(turn, noise=next(iter(verdicts.values())), verdicts=verdicts)
 
     return await asyncio.gather(*map(one, turns))
@@ -106,10 +108,6 @@ def _chat(turns: Sequence[SearchTurn], model: str, url: Sequence[str]) -> "ChatM
         load_model(model), tokenizer, SLOTS, longest + REASONING_TOKENS, Lane(), compute_dtype("auto")
     )
     return SampledChat(sampler, tokenizer, model)
-
-
-SLOTS = 16
-"""Pages that a chat model in this process judges at once."""
 
 
 def _summary(turns: Sequence[SearchTurn], by: Sequence[JudgeName]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError
 from zerosearch.evaluation.pages import AnsweredQuery, compare_pages
-from zerosearch.evaluation.results import TRAINED
+from zerosearch.evaluation.results import TRAINED, Scalar
 from zerosearch.evaluation.statistics import Estimate
 from zerosearch.report.files import write_atomically
 from zerosearch.report.panel import Display, open_display
@@ -28,7 +28,7 @@ from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import template_toml
 from zerosearch.simulation.tune import WORDINGS
 from zerosearch.simulation.turns import SearchTurn, read_turns
-from zerosearch.training.engines import make_template, simulation_chat
+from zerosearch.training.engines import TUNING_SUMMARY, make_template, simulation_chat
 from zerosearch.training.simulator.trial import simulators, write_pages
 from zerosearch.training.source import Source
 
@@ -62,8 +62,9 @@ def score_simulator(
             _write_pages(source, asked, stage, display)
         policy = _policy_scores(source, overrides, display) if source.is_run else {}
     answered = list(_answered(stage))
-    conditions = {
+    conditions: dict[str, Scalar] = {
         "simulator": recipe.simulation.model,
+        "tuned_on": _tuned_on(source),
         "queries": len(asked),
         "from": str(turns or recipe.data.test),
         "engine": ", ".join(sorted({turn.engine or "bm25" for turn in asked})),
@@ -78,6 +79,12 @@ def score_simulator(
     write_atomically(out / "score.md", score_markdown(score))
     plot_score(score, out / "score.png")
     return score
+
+
+def _tuned_on(source: Source) -> str | None:
+    """What a simulator that was tuned by command learned from; its folder says so."""
+    summary = Path(source.simulator, TUNING_SUMMARY)
+    return str(json.loads(summary.read_text())["data"]) if summary.is_file() else None
 
 
 def _test_questions(source: Source) -> Sequence[Question]:

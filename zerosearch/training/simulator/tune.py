@@ -35,7 +35,7 @@ from zerosearch.training.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from zerosearch.training.engines import TEMPLATE, make_template
+from zerosearch.training.engines import TEMPLATE, TUNING_SUMMARY, make_template
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.simulator.export import export
 
@@ -48,7 +48,6 @@ Item = TypeVar("Item")
 
 STAGE = "simulator tuning"
 HELD_OUT = "held-out.jsonl"
-SUMMARY = "tuning.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ def tune(data: Path, recipe: Recipe, out: Path, held_out: int = 0) -> dict[str, 
         "seconds": round(time.perf_counter() - started, 1),
         **gather_versions(),
     }
-    write_atomically(out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(out / TUNING_SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     shutil.rmtree(kept_in)
     return summary
 
