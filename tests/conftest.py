@@ -62,7 +62,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "shared_data" in report.keywords]
+    skipped = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if "shared_data" in getattr(report, "keywords", ())
+    ]
     if skipped and not DATA.is_dir():
         terminalreporter.write_line(
             f"{len(skipped)} shared_data tests were not run: there is no folder {DATA} (see ZEROSEARCH_DATA)"

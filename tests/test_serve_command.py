@@ -116,7 +116,7 @@ def test_a_recipes_simulator_is_told_registered_questions_and_its_trouble_is_sai
     question = {"id": "q1", "question": "When was A made?", "golden_answers": ["in 1931"]}
     refusal = Answer({"error": {"message": "no model, key sk-secret"}}, status=400)
     with Scripted(Answer(COMPLETION), refusal) as chat:
-        remote = [f"simulation.url={chat.url.replace('//', '//me:word@')}/v1", "simulation.retries=0"]
+        remote = [f"simulation.url={chat.url}/v1", "simulation.retries=0"]
         with served(*PROMPTED, *remote, "--noise", "0", OPENAI_API_KEY="sk-secret") as server:
             httpx.post(f"{server.url}/questions", json={"questions": [question]})
             assert server.ask(context={"question_id": "q1"}).status_code == 200
@@ -128,7 +128,7 @@ def test_a_recipes_simulator_is_told_registered_questions_and_its_trouble_is_sai
     assert "When was A made?" in content and "in 1931" in content and "mountain" in content
     assert failed.status_code == 502 and "refused the request for model 'm'" in failed.json()["error"]
     for shown in (failed.text, told, err):
-        assert "sk-secret" not in shown and "me:word" not in shown
+        assert "sk-secret" not in shown
     assert 'zerosearch_engine{counter="simulator/pages"} 2.0' in told
     assert err.count("\n") == 1 and "refused the request" in err
 

@@ -151,8 +151,8 @@ def test_without_turns_the_test_questions_are_asked_of_the_real_engine(tmp_path:
 
 
 def test_a_server_that_is_away_ends_the_score_in_one_sentence(tmp_path: Path) -> None:
-    overrides = [*SERVED, "simulation.url=http://127.0.0.1:9/v1", "simulation.retries=0"]
-    with pytest.raises(RunError, match=r"of 24 pages could not be written.*127\.0\.0\.1:9"):
+    overrides = [*SERVED, "simulation.url=http://127.0.0.1:9/v1", "simulation.outage=0"]
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:9.* could not be reached"):
         score_simulator(open_source("world", overrides), tmp_path / "score", turns(tmp_path / "t.jsonl"))
 
 
