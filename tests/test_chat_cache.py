@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path: Path, monkeypatch:
     (tmp_path / "answers.sqlite").mkdir()
     with pytest.raises(Unavailable, match="cannot be read and written"):
         ChatCache(tmp_path)
-    monkeypatch.setattr("zerosearch.inference.chat_cache.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("zerosearch.shared_file.BUSY_SECONDS", 0.1)
     cache = ChatCache(tmp_path / "held")
     holder = sqlite3.connect(cache.path)
     holder.execute("BEGIN IMMEDIATE")

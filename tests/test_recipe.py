@@ -137,7 +137,7 @@ def test_an_unknown_key_in_a_file_is_named_too(tmp_path: Path) -> None:
         (["model.name="], ["model.name", "not empty"]),
         (["model=5"], ["model is 5", "table"]),
         (["seed.x=1"], ["seed is a key, not a table"]),
-        (["search.type=google"], ['search.type is "google"', '"serpapi" or "none"']),
+        (["search.type=google"], ['search.type is "google"', '"mixed" or "none"']),
         (["simulation.noise.start=-0.1"], ["simulation.noise.start is -0.1", "at least 0"]),
         (["simulation.noise.end=1.5"], ["simulation.noise.end is 1.5", "at most 1"]),
         (["search.failure_threshold=nan"], ["search.failure_threshold", "nan"]),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "zerosearch"
-FREE = {"errors", "draws", "calls", "__init__", "__main__", "__version__"}
+FREE = {"errors", "draws", "calls", "shared_file", "__init__", "__main__", "__version__"}
 ROOMS = (
     "data",
     "inference",

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from zerosearch import shared_file
 from zerosearch.errors import Unavailable, UserError
 from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat
 
 FILE = "answers.sqlite"
-BUSY_SECONDS = 30.0
-"""How long a process waits for another one that writes."""
-
+_TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, digest TEXT NOT NULL)"
 _LAYOUT = "1"
 """Goes into every key; another one when what an entry means changes."""
 
@@ -37,12 +36,7 @@ class ChatCache:
         except OSError as error:
             raise UserError(f"the cache folder {folder} cannot be made ({error.strerror}): choose another") from error
         with self._sentences():
-            self._file = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, digest TEXT NOT NULL)"
-            )
+            self._file = shared_file.open_shared(self.path, _TABLE)
 
     def get(self, key: str) -> str | None:
         """The answer stored under a key, or None."""
@@ -137,7 +131,9 @@ def _trouble(error: sqlite3.DatabaseError) -> str:
     """What is the matter with the file, and what to do."""
     match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return f"has been held by another process for {BUSY_SECONDS:g} s: end that process and try again"
+            return (
+                f"has been held by another process for {shared_file.BUSY_SECONDS:g} s: end that process and try again"
+            )
         case sqlite3.SQLITE_FULL:
             return "cannot grow, the disk is full: free some space and try again"
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_IOERR:

@@ -11,6 +11,7 @@ from zerosearch.data import Document
 from zerosearch.errors import RunError, UserError
 from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.search.remote import RemoteEngine
+from zerosearch.shared_file import open_shared
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS pages (
@@ -18,7 +19,6 @@ CREATE TABLE IF NOT EXISTS pages (
     PRIMARY KEY (engine, query, k)
 ) WITHOUT ROWID
 """
-_LOCK_SECONDS = 30.0
 
 
 class PageCache:
@@ -42,10 +42,7 @@ class PageCache:
         """When the oldest page was found that was handed out since the last reset; empty where none was."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, timeout=_LOCK_SECONDS, check_same_thread=False, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.execute(_TABLE)
+            self._file = open_shared(path, _TABLE)
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"{path} cannot hold pages ({error}): name another file, or none") from error
 
