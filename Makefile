@@ -40,7 +40,7 @@ controls: $(VENV)/.local
 	$(BIN)/zerosearch eval $(RUN) --controls $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 test-integrations: $(VENV)-openenv/.made $(VENV)-verifiers/.made
 	$(VENV)-openenv/bin/python -m pytest tests/test_integrations_openenv.py $(ARGS)
