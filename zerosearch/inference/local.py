@@ -54,6 +54,13 @@ class Lane:
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._run())
 
+    async def rest(self, moment: float = 0.002) -> None:
+        """Return when no sampler has had work for a moment, in seconds."""
+        await asyncio.sleep(moment)
+        while self._pump is not None and not self._pump.done():
+            await asyncio.wait([self._pump])
+            await asyncio.sleep(moment)
+
     async def _run(self) -> None:
         sampler = None
         while busy := [sampler for sampler in self._samplers if sampler.load]:
