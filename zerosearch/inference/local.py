@@ -216,7 +216,7 @@ class LaneSampler(ABC):
 
 
 class LocalSampler(LaneSampler):
-    """Continues token ids with a transformers model of a type in `SUPPORTED`, of whose weights it holds its own copy (see `Layout`).
+    """Continues token ids with a Llama, Qwen2 or Qwen3 model, of whose weights it holds its own copy (see `Layout`).
 
     slots: how many sequences are held at once. length: the longest sequence, in tokens. dtype: of the products.
     """
