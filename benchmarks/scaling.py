@@ -107,7 +107,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             seconds, row["sampling_mib"] = timed(sampling, given.repeats)
             row["sampling_tokens_per_second"] = work.policy_tokens / seconds
             sampler.forget()
-            if given.update:
+            if given.update and work.batch > 1:  # one episode alone is no group
                 seconds, row["update_mib"] = timed(update, given.repeats)
                 row["update_tokens_per_second"] = work.policy_tokens / seconds
             yield row
@@ -181,13 +181,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """A column for each axis; tokens per second above, MiB below."""
     from matplotlib.figure import Figure
 
-    kinds = [kind for kind in ("sampling", "update") if f"{kind}_mib" in rows[0]]
+    kinds = [kind for kind in ("sampling", "update") if any(f"{kind}_mib" in row for row in rows)]
     figure = Figure(figsize=(12, 6), layout="constrained")
     above, below = figure.subplots(2, len(AXES), sharex="col")
     for column, (axis, label) in enumerate(AXES.items()):
         for model in MODELS:
             for kind, style in zip(kinds, ("-", "--"), strict=False):
-                found = [row for row in rows if (row["axis"], row["model"]) == (axis, model)]
+                here = (row for row in rows if (row["axis"], row["model"]) == (axis, model))
+                found = [row for row in here if f"{kind}_mib" in row]
                 values = [row["value"] for row in found]
                 name = f"{model}, {kind}"
                 above[column].plot(

@@ -10,10 +10,12 @@ import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from zerosearch.errors import UserError
 from zerosearch.inference.local import LaneSampler, LocalSampler, uniform_draws
 from zerosearch.inference.packed import Branch, Tree, score
 from zerosearch.inference.plain import PlainSampler, lane_sampler
 from zerosearch.inference.sampler import Sample, SamplingRequest
+from zerosearch.training.critic import Critic
 
 TOKENS = tiny.tokenizer()
 LENGTH = 128
@@ -193,6 +195,11 @@ def test_scores_of_the_plain_path_are_those_of_the_packed_one(monkeypatch: pytes
     monkeypatch.setattr("zerosearch.inference.packed.SUPPORTED", frozenset())
     for one, other in zip(packed, scored(), strict=True):
         assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_critic_of_another_architecture_is_refused() -> None:
+    with pytest.raises(UserError, match=r"architecture 'gpt2'; choose another algorithm\.type than ppo"):
+        Critic(gpt2())
 
 
 def test_another_architecture_is_scored_plainly() -> None:
