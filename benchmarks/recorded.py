@@ -8,10 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
 from zerosearch.agent.episode import EpisodeSettings
 from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data import Question
 from zerosearch.data.world import build_world
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.training.demonstrations import demonstrate
@@ -45,13 +47,38 @@ def trajectories(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[Traje
 
 
 def recorded(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[Recorded]:
-    episodes = []
-    for trajectory in trajectories(tokenizer, count):
-        prompt, *rest = trajectory.segments
-        pages = [list(segment.token_ids) for segment in rest if segment.kind == "observation"]
-        lengths = [len(segment.token_ids) for segment in rest if segment.kind == "policy"]
-        episodes.append(Recorded(list(prompt.token_ids), list(zip(lengths, [*pages, []], strict=True))))
-    return episodes
+    return list(map(_recorded, trajectories(tokenizer, count)))
+
+
+def _recorded(trajectory: Trajectory) -> Recorded:
+    prompt, *rest = trajectory.segments
+    pages = [list(segment.token_ids) for segment in rest if segment.kind == "observation"]
+    lengths = [len(segment.token_ids) for segment in rest if segment.kind == "policy"]
+    return Recorded(list(prompt.token_ids), list(zip(lengths, [*pages, []], strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """An episode with its question: its prompt, and of each turn the policy's tokens, the query and the page."""
+
+    question: Question
+    prompt: list[int]
+    turns: list[tuple[int, str, list[int]]]
+
+
+def scripts(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[Script]:
+    found = trajectories(tokenizer, count)
+    return [
+        Script(
+            trajectory.question,
+            episode.prompt,
+            [
+                (length, search.query if search else "", page)
+                for (length, page), search in zip_longest(episode.turns, trajectory.searches)
+            ],
+        )
+        for trajectory, episode in zip(found, map(_recorded, found), strict=True)
+    ]
 
 
 def by_turns(systems: dict[Key, Callable[[], object]], repeats: int) -> dict[Key, list[float]]:

@@ -71,7 +71,7 @@ def _reinforcement(recipe: Recipe) -> list[str]:
         f"reinforcement ({recipe.algorithm.type}, reward {_reward(recipe)}): "
         f"{_times(training.steps, 'step')} of {training.questions_per_step} questions{again} "
         f"x {training.samples_per_question} samples = {per_step * training.steps} episodes{at_most}; "
-        f"{searches}"
+        f"{searches}{', sampled a step ahead' if training.ahead else ''}"
     ]
 
 

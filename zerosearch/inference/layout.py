@@ -25,12 +25,10 @@ class Product:
     """What oneDNN lays packed weights out for; any number of rows is right."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype):
-        self.bias_O = None if bias_O is None else bias_O.to(dtype)
-        weight = weight_OI.to(dtype).contiguous()
-        self.packed = _can_be_packed(weight)
-        if self.packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.rows)
-        self.weight = weight
+        self.bias_O = None if bias_O is None else bias_O.to(dtype, copy=True)
+        self.packed = _can_be_packed(weight_OI.device, dtype)
+        weight = weight_OI.to(dtype, copy=not self.packed).contiguous()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.rows) if self.packed else weight
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         if self.packed:
@@ -38,11 +36,11 @@ class Product:
         return torch.nn.functional.linear(x_TI, self.weight, self.bias_O)
 
 
-def _can_be_packed(weight: Tensor) -> bool:
+def _can_be_packed(device: torch.device, dtype: torch.dtype) -> bool:
     """oneDNN packs float32 on every CPU, and bfloat16 on those that multiply it."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ class Layout:
             Product(gate_weights * layer.post_attention_layernorm.weight, _joined(gate_biases), dtype),
             Product(effective_weight(feed.down_proj), feed.down_proj.bias, dtype),
             attention.q_norm.weight.float() * scale if normed else None,
-            attention.k_norm.weight.float() if normed else None,
+            attention.k_norm.weight.to(torch.float32, copy=True) if normed else None,
         )
 
     def hidden_states(self, ids_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:

@@ -6,7 +6,9 @@ request gives its slot to the next one at once.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -16,7 +18,6 @@ import torch
 
 from zerosearch.errors import UserError
 from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
-from zerosearch.inference.decoder import SUPPORTED
 from zerosearch.inference.layout import Layout
 from zerosearch.inference.sampler import Sample, SamplingRequest, StopReason
 
@@ -38,10 +39,10 @@ class Lane:
     worth_turning = 4
 
     def __init__(self) -> None:
-        self._samplers: WeakKeyDictionary[LocalSampler, None] = WeakKeyDictionary()  # in order of joining
+        self._samplers: WeakKeyDictionary[LaneSampler, None] = WeakKeyDictionary()  # in order of joining
         self._pump: asyncio.Task[None] | None = None
 
-    def join(self, sampler: "LocalSampler") -> None:
+    def join(self, sampler: "LaneSampler") -> None:
         self._samplers[sampler] = None
 
     def forget(self) -> None:
@@ -53,6 +54,13 @@ class Lane:
         """Start stepping, in the running event loop, until no sampler has work."""
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._run())
+
+    async def rest(self, moment: float = 0.002) -> None:
+        """Return when no sampler has had work for a moment, in seconds."""
+        await asyncio.sleep(moment)
+        while self._pump is not None and not self._pump.done():
+            await asyncio.wait([self._pump])
+            await asyncio.sleep(moment)
 
     async def _run(self) -> None:
         sampler = None
@@ -116,48 +124,42 @@ def inverse_sample(probs_BV: torch.Tensor, draws_B: torch.Tensor) -> torch.Tenso
     return (block_B1 * size + torch.minimum(inside_B1, last_B1))[:, 0]
 
 
-class LocalSampler:
-    """Continues token ids with a transformers model, of whose weights it holds its own copy (see `Layout`).
+def draw(batch: Sequence[Active], logits_BV: torch.Tensor) -> list[int]:
+    """Draw the next token of each request from its row of logits, which are overwritten, and add it to the sample."""
+    device = logits_BV.device
+    temperatures = torch.tensor([active.request.temperature for active in batch], device=device)
+    greedy = temperatures == 0
+    probs = torch.softmax(logits_BV.div_(torch.where(greedy, 1.0, temperatures)[:, None]), dim=-1)
+    if bool(greedy.all()):
+        tokens = probs.argmax(-1)
+    else:
+        seeds = np.array([active.request.seed & (2**64 - 1) for active in batch], dtype=np.uint64)
+        positions = np.array([len(active.sampled) for active in batch], dtype=np.uint64)
+        tokens = inverse_sample(probs, torch.from_numpy(uniform_draws(seeds, positions)).to(device))
+        if bool(greedy.any()):
+            tokens = torch.where(greedy, probs.argmax(-1), tokens)
+    chosen = probs.gather(-1, tokens[:, None])[:, 0].log()
+    drawn: list[int] = tokens.tolist()
+    for active, token, log_prob in zip(batch, drawn, chosen.tolist(), strict=True):
+        active.sampled.append(token)
+        active.log_probs.append(log_prob)
+    return drawn
 
-    slots: how many sequences are held at once. length: the longest sequence, in tokens. dtype: of the products.
+
+class LaneSampler(ABC):
+    """A sampler in this process: requests wait until steps, which a lane takes, continue them.
+
+    length: the longest sequence, in tokens.
     """
 
-    prefill_tokens = 768
-    """At most so many prompt and observation tokens enter one step, so that decoding never waits long; a longer
-    prompt enters alone."""
-
-    worth_waiting = 16
-    """A request waits for a slot that is about to know so many more of its first tokens than any slot knows."""
-
     def __init__(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        slots: int = 48,
-        length: int = 768,
-        lane: Lane | None = None,
-        dtype: torch.dtype = torch.float32,
-    ):
-        if model.config.model_type not in SUPPORTED:
-            raise UserError(
-                f"the local sampler cannot run the architecture '{model.config.model_type}': "
-                f"choose a model of type {', '.join(sorted(SUPPORTED))}"
-            )
-        self.layout = Layout(model, dtype)
-        self.tokenizer = tokenizer
-        self.length = length
-        self.cache = SlotCache(model.config, slots, length, dtype, model.device)
-        self._known = np.full((slots, length), -1, dtype=np.int64)
-        self._known_length = np.zeros(slots, dtype=np.int64)
-        self._prompt_length = np.zeros(slots, dtype=np.int64)
-        self._last_used = np.zeros(slots, dtype=np.int64)
-        self._taken = np.zeros(slots, dtype=bool)
-        self._clock = 0
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", length: int, lane: Lane | None
+    ) -> None:
+        self.tokenizer, self.length = tokenizer, length
+        self.tokens_sampled = 0
         self._waiting: deque[Active] = deque()
         self._active: list[Active] = []
         self._end_ids = end_token_ids(model, tokenizer)
-        self.tokens_sampled = 0
-        self.tokens_prefilled = 0
         self.lane = lane or Lane()
         self.lane.join(self)
 
@@ -179,6 +181,73 @@ class LocalSampler:
         self.lane.wake()
         return await active.future
 
+    @abstractmethod
+    def step(self) -> list[tuple[Active, StopReason]]:
+        """Go on with requests; return those that finished."""
+
+    @abstractmethod
+    def take_weights(self, model: "PreTrainedModel") -> None:
+        """Go on with the weights that the model has now. Not while a request is under way."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop what is kept of earlier requests. Not while a request is under way."""
+
+    def fail(self, error: Exception) -> None:
+        """End every request with the error that a step raised."""
+        for active in [*self._active, *self._waiting]:
+            if not active.future.done():
+                active.future.set_exception(error)
+        self._active.clear()
+        self._waiting.clear()
+
+    def stop_reason(self, active: Active) -> StopReason | None:
+        """Why the sample ends with its last token; None if it does not."""
+        request = active.request
+        if active.sampled[-1] in self._end_ids:
+            return "end"
+        if request.stop:
+            # Each token is at least one byte, so a stop string cannot reach further back than this.
+            window = max(len(stop.encode()) for stop in request.stop) + 4
+            tail = self.tokenizer.decode(active.sampled[-window:], clean_up_tokenization_spaces=False)
+            if any(stop in tail for stop in request.stop):
+                return "stop"
+        return "length" if len(active.sampled) >= request.max_tokens else None
+
+
+class LocalSampler(LaneSampler):
+    """Continues token ids with a Llama, Qwen2 or Qwen3 model, of whose weights it holds its own copy (see `Layout`).
+
+    slots: how many sequences are held at once. length: the longest sequence, in tokens. dtype: of the products.
+    """
+
+    prefill_tokens = 768
+    """At most so many prompt and observation tokens enter one step, so that decoding never waits long; a longer
+    prompt enters alone."""
+
+    worth_waiting = 16
+    """A request waits for a slot that is about to know so many more of its first tokens than any slot knows."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        slots: int = 48,
+        length: int = 768,
+        lane: Lane | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(model, tokenizer, length, lane)
+        self.layout = Layout(model, dtype)
+        self.cache = SlotCache(model.config, slots, length, dtype, model.device)
+        self._known = np.full((slots, length), -1, dtype=np.int64)
+        self._known_length = np.zeros(slots, dtype=np.int64)
+        self._prompt_length = np.zeros(slots, dtype=np.int64)
+        self._last_used = np.zeros(slots, dtype=np.int64)
+        self._taken = np.zeros(slots, dtype=bool)
+        self._clock = 0
+        self.tokens_prefilled = 0
+
     def take_weights(self, model: "PreTrainedModel") -> None:
         """Go on with the weights that the model has now, and drop the keys and values that earlier ones made."""
         self.layout = Layout(model, self.layout.dtype)
@@ -191,12 +260,7 @@ class LocalSampler:
         self.cache.clear()
 
     def fail(self, error: Exception) -> None:
-        """End every request with the error that a step raised."""
-        for active in [*self._active, *self._waiting]:
-            if not active.future.done():
-                active.future.set_exception(error)
-        self._active.clear()
-        self._waiting.clear()
+        super().fail(error)
         self._taken[:] = False
         self.forget()
 
@@ -222,7 +286,7 @@ class LocalSampler:
         self._draw(batch, logits)
         finished: list[tuple[Active, StopReason]] = []
         for active in batch:
-            reason = self._stop_reason(active)
+            reason = self.stop_reason(active)
             if reason:
                 finished.append((active, reason))
                 self._taken[active.slot] = False
@@ -302,36 +366,8 @@ class LocalSampler:
         return self.layout.output(hidden[ends]).float()
 
     def _draw(self, batch: list[Active], logits_BV: torch.Tensor) -> None:
-        device = logits_BV.device
-        temperatures = torch.tensor([active.request.temperature for active in batch], device=device)
-        greedy = temperatures == 0
-        probs = torch.softmax(logits_BV.div_(torch.where(greedy, 1.0, temperatures)[:, None]), dim=-1)
-        if bool(greedy.all()):
-            tokens = probs.argmax(-1)
-        else:
-            seeds = np.array([active.request.seed & (2**64 - 1) for active in batch], dtype=np.uint64)
-            positions = np.array([len(active.sampled) for active in batch], dtype=np.uint64)
-            tokens = inverse_sample(probs, torch.from_numpy(uniform_draws(seeds, positions)).to(device))
-            if bool(greedy.any()):
-                tokens = torch.where(greedy, probs.argmax(-1), tokens)
-        chosen = probs.gather(-1, tokens[:, None])[:, 0].log()
-        for active, token, log_prob in zip(batch, tokens.tolist(), chosen.tolist(), strict=True):
-            place = len(active.request.token_ids) + len(active.sampled)
-            self._known[active.slot, place] = token
-            active.sampled.append(token)
-            active.log_probs.append(log_prob)
-
-    def _stop_reason(self, active: Active) -> StopReason | None:
-        request = active.request
-        if active.sampled[-1] in self._end_ids:
-            return "end"
-        if request.stop:
-            # Each token is at least one byte, so a stop string cannot reach further back than this.
-            window = max(len(stop.encode()) for stop in request.stop) + 4
-            tail = self.tokenizer.decode(active.sampled[-window:], clean_up_tokenization_spaces=False)
-            if any(stop in tail for stop in request.stop):
-                return "stop"
-        return "length" if len(active.sampled) >= request.max_tokens else None
+        for active, token in zip(batch, draw(batch, logits_BV), strict=True):
+            self._known[active.slot, len(active.request.token_ids) + len(active.sampled) - 1] = token
 
 
 def _leading(true_SL: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,11 +69,13 @@ def save_checkpoint(
     keep: int,
     critic: tuple[nn.Module, torch.optim.Optimizer] | None = None,
     good_step: int | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `step-<n>` into the folder, then delete all but the newest `keep`.
 
     The model is written whole, as transformers loads it; adapters stand in a file of their own, too. A critic and its
     optimiser go into the folder `critic` inside. good_step: the newest checkpoint up to this step is kept, too.
+    beside: texts of further files, by their names.
 
     Raises:
         RunError: the disk is full; older checkpoints are kept.
@@ -89,6 +91,8 @@ def save_checkpoint(
             (temporary / CRITIC).mkdir()
             save_file(critic[0].state_dict(), temporary / CRITIC / "model.safetensors")
             save_file(_moments(*critic), temporary / CRITIC / "optimizer.safetensors")
+        for name, text in (beside or {}).items():
+            (temporary / name).write_text(text, "utf-8")
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
     drop_old(folder, keep, state.step if good_step is None else good_step)
     return target
@@ -121,6 +125,18 @@ def load_state(checkpoint: Path) -> TrainingState:
     with _reading(checkpoint / "state.json", checkpoint) as path:
         state = TrainingState(**json.loads(path.read_text()))
         return replace(state, rewards=tuple(state.rewards))
+
+
+def load_beside(checkpoint: Path, name: str) -> Any:
+    """Return what a further file holds as JSON; None where there is none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not (checkpoint / name).is_file():
+        return None
+    with _reading(checkpoint / name, checkpoint) as path:
+        return json.loads(path.read_text("utf-8"))
 
 
 def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from zerosearch.inference.decoder import hidden_states
+from zerosearch.errors import UserError
+from zerosearch.inference.decoder import SUPPORTED, hidden_states
 from zerosearch.inference.packed import Row, Tree
 
 if TYPE_CHECKING:
@@ -17,10 +18,18 @@ class Critic(nn.Module):
     """The body of a language model with a value head, which says 0 until it has learned.
 
     The model's output layer is given up; its body is taken, not copied.
+
+    Raises:
+        UserError: the architecture has no fast path.
     """
 
     def __init__(self, language_model: "PreTrainedModel"):
         super().__init__()
+        if language_model.config.model_type not in SUPPORTED:
+            raise UserError(
+                f"a critic cannot read the architecture '{language_model.config.model_type}'; choose another "
+                f"algorithm.type than ppo, or a model of type {', '.join(sorted(SUPPORTED))}"
+            )
         self.model = language_model.model
         self.head = nn.Linear(language_model.config.hidden_size, 1).to(language_model.device, language_model.dtype)
         nn.init.zeros_(self.head.weight)

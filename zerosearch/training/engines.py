@@ -163,12 +163,12 @@ def sampled_chat(
 ) -> "ChatModel":
     """A simulation model in this process, with room for the recipe's template, behind the recipe's cache."""
     from zerosearch.inference.chat_cache import fingerprint
-    from zerosearch.inference.local import LocalSampler
+    from zerosearch.inference.plain import lane_sampler
     from zerosearch.inference.sampled_chat import SampledChat
 
     def make() -> SampledChat:
         length = prompt_length(recipe, tokenizer)
-        sampler = LocalSampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
+        sampler = lane_sampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
         return SampledChat(sampler, tokenizer, "simulator")
 
     def identity() -> tuple[str, ...]:

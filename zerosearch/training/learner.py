@@ -1,6 +1,6 @@
 """What learns in reinforcement: the policy, with the reference and the critic where the algorithm has them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,8 +58,11 @@ class Learner:
         if kl_coefficient is not None:
             self.kl_coefficient = kl_coefficient
 
-    def learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
-        """Update the critic, then the policy, and return the step's figures."""
+    def learn(self, groups: Sequence[Group], step: int, between: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Update the critic, then the policy, and return the step's figures.
+
+        between: what else is to be done, called before each micro-batch.
+        """
         recipe, algorithm = self._recipe, self._recipe.algorithm
         rate = recipe.training.learning_rate * min(1.0, step / max(1, recipe.training.warmup_steps))
         for group in self.optimizer.param_groups:
@@ -68,19 +71,21 @@ class Learner:
         figures: dict[str, float] = {"learning_rate": rate}
         taught = lessons(groups)
         if in_reward or self.critic:
-            taught = judged(self._measured(taught), algorithm, in_reward)
+            taught = judged(self._measured(taught, between), algorithm, in_reward)
         else:
             taught = judged(taught, algorithm)
-            taught = self._measured(taught if algorithm.learns_without_advantage else worthwhile(taught))
+            taught = taught if algorithm.learns_without_advantage else worthwhile(taught)
+            taught = self._measured(taught, between)
         if taught:
             everything = Experience.join(episodes_of(taught))
             figures |= self._figures(everything, in_reward)
         warm = self.critic is None or step > algorithm.critic.warmup_steps
         if self.critic:
-            figures |= update_critic(*self.critic, taught, recipe, self._dtype)
-        return figures | update_policy(self.policy, self.optimizer, taught if warm else [], recipe, self._dtype)
+            figures |= update_critic(*self.critic, taught, recipe, self._dtype, between)
+        taught = taught if warm else []
+        return figures | update_policy(self.policy, self.optimizer, taught, recipe, self._dtype, between)
 
-    def _measured(self, taught: list[Lesson]) -> list[Lesson]:
+    def _measured(self, taught: list[Lesson], between: Callable[[], None]) -> list[Lesson]:
         """Add what forward passes of the policy before its updates, the reference and the critic say."""
         algorithm, training = self._recipe.algorithm, self._recipe.training
         limit = training.micro_batch_tokens
@@ -89,15 +94,15 @@ class Learner:
             return score(model, trees, training.temperature, self._dtype).log_probs
 
         if algorithm.recomputes:
-            taught = measured(taught, "old_W", lambda trees: log_probs(self.policy, trees), limit)
+            taught = measured(taught, "old_W", lambda trees: log_probs(self.policy, trees), limit, between)
         if algorithm.correction != "none":
             weights = [importance_weights(episode, algorithm) for episode in episodes_of(taught)]
             taught = filled(taught, "corrections_W", weights)
         if reference := self._reference:
-            taught = measured(taught, "reference_W", lambda trees: log_probs(reference, trees), limit)
+            taught = measured(taught, "reference_W", lambda trees: log_probs(reference, trees), limit, between)
         if self.critic:
             critic = self.critic[0]
-            taught = measured(taught, "values_W", lambda trees: critic.values(trees, self._dtype), limit)
+            taught = measured(taught, "values_W", lambda trees: critic.values(trees, self._dtype), limit, between)
         return taught
 
     def _figures(self, experience: Experience, in_reward: float) -> dict[str, float]:

@@ -128,11 +128,19 @@ def packed(taught: Sequence[Lesson], limit: int) -> list[list[Lesson]]:
 
 
 def measured(
-    taught: Sequence[Lesson], name: str, measure: Callable[[Sequence[Tree]], Tensor], limit: int
+    taught: Sequence[Lesson],
+    name: str,
+    measure: Callable[[Sequence[Tree]], Tensor],
+    limit: int,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Lesson]:
-    """Return the lessons with a number for each policy token, measured without gradients in packed batches."""
+    """Return the lessons with a number for each policy token, measured without gradients in packed batches.
+
+    between: called before each batch.
+    """
     found: dict[int, Tensor] = {}
     for together in packed(taught, limit):
+        between()
         episodes = episodes_of(together)
         with torch.no_grad():
             values_W = measure([part.tree for part in together]).cpu()

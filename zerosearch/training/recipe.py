@@ -314,6 +314,8 @@ class Training(Section):
     """Episodes per question: the size of a group."""
     resample: Count = 0
     """Questions drawn again in a step, at most, in place of groups without spread."""
+    ahead: bool = False
+    """Sample the next step while the policy learns from this one, with weights that are one step old."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature of the policy in training."""
     learning_rate: PositiveFloat = 1e-6
@@ -414,6 +416,12 @@ class Recipe(Section):
             raise ValueError(
                 f"training.samples_per_question is {training.samples_per_question}, but {algorithm.title} compares the "
                 "samples of a question; set it to 2 or more"
+            )
+        if training.ahead and algorithm.recompute and algorithm.correction == "none":
+            raise ValueError(
+                "training.ahead samples with older weights and algorithm.recompute starts the ratio at newer ones, so "
+                'that nothing weighs the difference; set algorithm.correction = "token" or "sequence", or '
+                "algorithm.recompute = false"
             )
         if training.questions_per_step % algorithm.mini_batches:
             raise ValueError(

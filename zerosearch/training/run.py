@@ -13,8 +13,9 @@ from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
-from zerosearch.inference.local import Lane, LocalSampler
+from zerosearch.inference.local import Lane, LaneSampler
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
+from zerosearch.inference.plain import lane_sampler
 from zerosearch.inference.sampled_chat import SampledChat
 from zerosearch.report.panel import Display
 from zerosearch.report.run_folder import RunFolder
@@ -143,23 +144,23 @@ class Run:
     def settings(self, training: bool) -> EpisodeSettings:
         return episode_settings(self.recipe, training)
 
-    def sampler(self, model: "PreTrainedModel", slots: int, length: int) -> LocalSampler:
+    def sampler(self, model: "PreTrainedModel", slots: int, length: int) -> LaneSampler:
         """A sampler of the model. length: of the longest sequence; more where the policy writes pages, too."""
         if self.recipe.policy_simulates:
             length = max(length, prompt_length(self.recipe, self.tokenizer))
-        return LocalSampler(model, self.tokenizer, slots, length, self.lane, self.dtype)
+        return lane_sampler(model, self.tokenizer, slots, length, self.lane, self.dtype)
 
-    def agent(self, sampler: LocalSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
+    def agent(self, sampler: LaneSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
         return Agent(sampler, self.tokenizer, engine, settings, TagProtocol(searches=engine is not None))
 
     def schedule(self, rewards: Sequence[float]) -> Schedule:
         return make_schedule(self.recipe, rewards)
 
-    def simulator(self, schedule: Schedule, sampler: LocalSampler | None = None) -> Simulator:
+    def simulator(self, schedule: Schedule, sampler: LaneSampler | None = None) -> Simulator:
         """The simulated engine. sampler: the policy's, which writes the pages where it plays itself."""
         return make_simulator(self.recipe, self._simulation_chat(sampler), schedule)
 
-    def _simulation_chat(self, sampler: LocalSampler | None) -> "ChatModel":
+    def _simulation_chat(self, sampler: LaneSampler | None) -> "ChatModel":
         recipe, simulation = self.recipe, self.recipe.simulation
         if simulation.url:
             return served_chat(recipe)

@@ -14,7 +14,7 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
-from zerosearch.inference.local import LocalSampler
+from zerosearch.inference.local import LaneSampler
 from zerosearch.inference.models import load_tokenizer
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.report.console import open_console
@@ -40,7 +40,7 @@ from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
 
-Method = Callable[[LocalSampler, EpisodeSettings], Episode]
+Method = Callable[[LaneSampler, EpisodeSettings], Episode]
 
 
 def train(recipe: Recipe) -> None:

@@ -1,21 +1,24 @@
 """The local trainer: reinforcement learning of one policy in one process."""
 
-import asyncio
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from zerosearch.errors import RunError
 from zerosearch.inference.adapters import add_adapters
-from zerosearch.inference.local import LocalSampler
+from zerosearch.inference.local import LaneSampler
 from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import CountedEngine, SearchEngine
 from zerosearch.search.mixed import MixedEngine
+from zerosearch.training.ahead import AHEAD, Rollout, Rollouts
 from zerosearch.training.checkpoint import (
     TrainingState,
     checkpoints,
     load_adapter_weights,
+    load_beside,
     load_state,
     save_checkpoint,
 )
@@ -32,12 +35,20 @@ STAGE = "reinforcement"
 def reinforce(run: Run, start: str) -> None:
     """Train the policy for the recipe's steps, or for those that are left.
 
+    With `training.ahead`, the episodes of a step run with the weights from before the update of the step before, while
+    that update is computed: whenever all of them wait for pages.
+
     start: the folder or name of the model before the first step, which is also the reference.
 
     Raises:
         RunError: the simulator's servers were away, too many searches failed, the calls allowed are made, or the policy
             collapsed; the steps done so far are kept.
     """
+    _take_steps(run, start)
+    release_memory()
+
+
+def _take_steps(run: Run, start: str) -> None:
     recipe, folder, display = run.recipe, run.folder, run.display
     training = recipe.training
     found = checkpoints(folder.checkpoints)
@@ -52,7 +63,9 @@ def reinforce(run: Run, start: str) -> None:
     if found:
         learner.restore(found[-1], state.kl_coefficient)
     folder.resume(STAGE, state.step)
-    order = QuestionOrder(run.train_questions, recipe.seed, state.position)
+    ready = load_beside(found[-1], AHEAD) if found else None
+    rollout = Rollout.from_json(ready) if ready else None
+    order = QuestionOrder(run.train_questions, recipe.seed, rollout.position if rollout else state.position)
     episodes = training.questions_per_step * training.samples_per_question
     sampler = run.sampler(policy, min(episodes, recipe.evaluation.batch), recipe.agent.max_length)
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
@@ -60,53 +73,57 @@ def reinforce(run: Run, start: str) -> None:
     agent = run.agent(sampler, engine, run.settings(training=True))
     display.stage(STAGE, training.steps, state.step)
     saved = state.step
-    for step in range(state.step + 1, training.steps + 1):
-        started, real_calls = time.perf_counter(), _real_calls(run, engine)
-        try:
-            groups = asyncio.run(run_groups(agent, order, recipe, step))
-        except RunError as error:
-            if state.step > saved:
-                _save(run, learner, state, watch)
-            raise RunError(
-                f"{str(error).rstrip('.')}; the run is kept as it was after step {state.step}: go on from there with "
-                "the same command and resume=true"
-            ) from error
+
+    async def roll(step: int) -> Rollout:
+        real_calls = _real_calls(run, engine)
+        groups = await run_groups(agent, order, recipe, step)
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         release_memory()
-        sampled, real_searches = time.perf_counter(), _real_calls(run, engine) - real_calls
-        figures = learner.learn(groups, step)
-        release_memory()
-        sampler.take_weights(policy)
-        done = time.perf_counter()
-        figures |= step_figures(groups) | _engine_figures(engine)
-        figures |= {
-            "rollout_seconds": sampled - started,
-            "update_seconds": done - sampled,
-            "tokens_per_second": _policy_tokens(groups) / (sampled - started),
-            "real_searches": real_searches,
-        }
-        rewards.append(figures["reward"])
-        seconds = state.seconds + done - started
-        state = TrainingState(step, order.position, seconds, learner.kl_coefficient, tuple(rewards))
-        folder.metrics.append(STAGE, step, figures)
-        folder.append_trajectories(
-            STAGE,
-            ({"reward": r, **t.to_json()} for g in groups for t, r in zip(g.trajectories, g.rewards, strict=True)),
-        )
-        display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
-        watch.see(step, figures)
-        watch.check(folder.checkpoints, start)
-        if step == training.steps or (training.save_every and step % training.save_every == 0):
-            _save(run, learner, state, watch)
-            saved = step
+        figures = step_figures(groups) | _engine_figures(engine)
+        figures["real_searches"] = _real_calls(run, engine) - real_calls
+        return Rollout(tuple(groups), order.position, figures)
+
+    with Rollouts(roll, run.lane, rollout) as rollouts:
+        for step in range(state.step + 1, training.steps + 1):
+            started, rolled = time.perf_counter(), rollouts.seconds
+            try:
+                rollout = rollouts.take(step)
+            except RunError as error:
+                if state.step > saved:
+                    _save(run, learner, state, watch)
+                raise RunError(
+                    f"{str(error).rstrip('.')}; the run is kept as it was after step {state.step}: go on from there "
+                    "with the same command and resume=true"
+                ) from error
+            rewards.append(rollout.figures["reward"])
+            if training.ahead and step < training.steps:
+                rollouts.begin(step + 1)
+            figures = learner.learn(rollout.groups, step, rollouts.go_on) | rollout.figures
+            coming = rollouts.finish()
+            release_memory()
+            sampler.take_weights(policy)
+            seconds = time.perf_counter() - started
+            figures |= {
+                "rollout_seconds": rollout.seconds,
+                "update_seconds": seconds - (rollouts.seconds - rolled),
+                "tokens_per_second": _policy_tokens(rollout.groups) / rollout.seconds,
+            }
+            seconds += state.seconds
+            state = TrainingState(step, rollout.position, seconds, learner.kl_coefficient, tuple(rewards))
+            folder.metrics.append(STAGE, step, figures)
+            folder.append_trajectories(STAGE, _rows(rollout.groups))
+            display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
+            watch.see(step, figures)
+            watch.check(folder.checkpoints, start)
+            if step == training.steps or (training.save_every and step % training.save_every == 0):
+                _save(run, learner, state, watch, coming)
+                saved = step
     rows = folder.metrics.rows(STAGE)
     counted = all("real_searches" in row for row in rows)  # older versions did not
     folder.add_measurements(
         reinforcement_seconds=round(state.seconds, 1),
         real_searches_in_training=sum(row["real_searches"] for row in rows) if counted else None,
     )
-    del sampler, agent, engine, learner
-    release_memory()
 
 
 SHOWN = (
@@ -125,7 +142,8 @@ SHOWN = (
 )
 
 
-def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> None:
+def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch, coming: Rollout | None = None) -> None:
+    """coming: what was sampled for the next step already."""
     save_checkpoint(
         run.folder.checkpoints,
         run.policy,
@@ -135,10 +153,11 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> Non
         run.recipe.training.keep,
         learner.critic,
         watch.good_step,
+        {AHEAD: json.dumps(coming.to_json())} if coming else None,
     )
 
 
-def _engine(run: Run, rewards: Sequence[float], sampler: LocalSampler) -> CountedEngine | None:
+def _engine(run: Run, rewards: Sequence[float], sampler: LaneSampler) -> CountedEngine | None:
     recipe = run.recipe
     match recipe.search.type:
         case "none":
@@ -164,6 +183,12 @@ def _real_calls(run: Run, engine: SearchEngine | None) -> int:
     trained_with = engine.real if isinstance(engine, MixedEngine) else engine
     real = [run.real_engine, *([trained_with] if isinstance(trained_with, CountingEngine) else [])]
     return sum(int(each.counters()[f"search/{each.name}/calls"]) for each in real)
+
+
+def _rows(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
+    for group in groups:
+        for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
+            yield {"reward": reward, **trajectory.to_json()}
 
 
 def _policy_tokens(groups: Sequence[Group]) -> int:

@@ -27,11 +27,12 @@ def update_policy(
     taught: Sequence[Lesson],
     recipe: Recipe,
     dtype: torch.dtype = torch.float32,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Take `algorithm.epochs` passes of `algorithm.mini_batches` optimiser steps and return their figures.
 
     What a token weighs does not depend on how its mini-batch is split into micro-batches. Observation and prompt
-    tokens are read but never scored.
+    tokens are read but never scored. between: called before each micro-batch.
     """
     algorithm, temperature = recipe.algorithm, recipe.training.temperature
 
@@ -39,7 +40,7 @@ def update_policy(
         scores = score(policy, trees, temperature, dtype, algorithm.entropy_coefficient > 0)
         return policy_loss(scores.log_probs, scores.entropies, experience, weights_W, algorithm)
 
-    figures, norm = _descend(policy, optimizer, taught, recipe, algorithm.aggregation, loss)
+    figures, norm = _descend(policy, optimizer, taught, recipe, algorithm.aggregation, loss, between)
     return dict.fromkeys(POLICY_FIGURES, 0.0) | figures | {"gradient_norm": norm}
 
 
@@ -49,6 +50,7 @@ def update_critic(
     taught: Sequence[Lesson],
     recipe: Recipe,
     dtype: torch.dtype = torch.float32,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Move the critic's values towards the returns, in as many steps as the policy takes; every token weighs the same.
 
@@ -59,7 +61,7 @@ def update_critic(
     def loss(trees: Sequence[Tree], experience: Experience, weights_W: Tensor) -> Loss:
         return value_loss(critic.values(trees, dtype), experience, weights_W, clip)
 
-    figures, norm = _descend(critic, optimizer, taught, recipe, "token_mean", loss)
+    figures, norm = _descend(critic, optimizer, taught, recipe, "token_mean", loss, between)
     return figures | {"critic_gradient_norm": norm}
 
 
@@ -70,6 +72,7 @@ def _descend(
     recipe: Recipe,
     aggregation: str,
     loss: Callable[[Sequence[Tree], Experience, Tensor], Loss],
+    between: Callable[[], None],
 ) -> tuple[dict[str, float], float]:
     """Take the optimiser steps; return the mean of the figures over tokens, and that of the gradient's norms."""
     algorithm, training = recipe.algorithm, recipe.training
@@ -83,6 +86,7 @@ def _descend(
             batch = taught[number :: algorithm.mini_batches]
             tokens, episodes = sum(lesson.policy_tokens for lesson in batch), len(episodes_of(batch))
             for together in packed(batch, training.micro_batch_tokens):
+                between()
                 experience = Experience.join(episodes_of(together), model.device)
                 weights_W = token_weights(
                     experience.lengths_E,

@@ -97,16 +97,14 @@ def _chat(turns: Sequence[SearchTurn], model: str, url: Sequence[str]) -> "ChatM
         from zerosearch.inference.openai import OpenAIChat
 
         return OpenAIChat(url, model)
-    from zerosearch.inference.local import Lane, LocalSampler
     from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
+    from zerosearch.inference.plain import lane_sampler
     from zerosearch.inference.sampled_chat import SampledChat
     from zerosearch.inference.tokens import encode_chat
 
     tokenizer = load_tokenizer(model)
     longest = max(len(encode_chat(tokenizer, judge_messages(turn))) for turn in turns)
-    sampler = LocalSampler(
-        load_model(model), tokenizer, SLOTS, longest + REASONING_TOKENS, Lane(), compute_dtype("auto")
-    )
+    sampler = lane_sampler(load_model(model), tokenizer, SLOTS, longest + REASONING_TOKENS, dtype=compute_dtype("auto"))
     return SampledChat(sampler, tokenizer, model)
 
 
