@@ -160,6 +160,7 @@ class LaneSampler(ABC):
         self._waiting: deque[Active] = deque()
         self._active: list[Active] = []
         self._end_ids = end_token_ids(model, tokenizer)
+        self._closing_ids: dict[tuple[str, ...], frozenset[int]] = {}
         self.lane = lane or Lane()
         self.lane.join(self)
 
@@ -206,13 +207,18 @@ class LaneSampler(ABC):
         request = active.request
         if active.sampled[-1] in self._end_ids:
             return "end"
-        if request.stop:
+        if request.stop and active.sampled[-1] in self._closing(request.stop):
             # Each token is at least one byte, so a stop string cannot reach further back than this.
             window = max(len(stop.encode()) for stop in request.stop) + 4
             tail = self.tokenizer.decode(active.sampled[-window:], clean_up_tokenization_spaces=False)
             if any(stop in tail for stop in request.stop):
                 return "stop"
         return "length" if len(active.sampled) >= request.max_tokens else None
+
+    def _closing(self, stop: tuple[str, ...]) -> frozenset[int]:
+        if stop not in self._closing_ids:
+            self._closing_ids[stop] = closing_token_ids(self.tokenizer, stop)
+        return self._closing_ids[stop]
 
 
 class LocalSampler(LaneSampler):
@@ -381,3 +387,17 @@ def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
     ids = set(configured if isinstance(configured, list) else [configured])
     ids.add(tokenizer.eos_token_id)
     return frozenset(token for token in ids if token is not None)
+
+
+def closing_token_ids(tokenizer: "PreTrainedTokenizerBase", stop: tuple[str, ...]) -> frozenset[int]:
+    """The tokens that may complete one of the strings: those that hold its last character.
+
+    All tokens where that is no visible ASCII character, which vocabularies write as it is or as a byte.
+    """
+    vocabulary, ends = tokenizer.get_vocab(), {text[-1] for text in stop}
+    if not all("!" <= end <= "~" for end in ends):
+        return frozenset(vocabulary.values())
+    single = {f"<0x{ord(end):02X}>" for end in ends}
+    return frozenset(
+        token for piece, token in vocabulary.items() if piece in single or any(end in piece for end in ends)
+    )
