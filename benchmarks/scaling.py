@@ -2,9 +2,9 @@
 
 `python benchmarks/scaling.py` samples episodes of random tokens, with every turn of 40 tokens and a prompt of 120, and
 changes one thing at a time; with `--update` it also takes one update on each batch. Policy tokens divided by wall time,
-prefill of pages included; memory is what the process takes at most beyond weights and optimiser. `small` is the embedded model
-(135M), `large` a Qwen2 of the shape of Qwen2.5-0.5B with random weights. Writes the figures and the plots beside each
-other (`--out`).
+prefill of pages included; memory is what the process takes at most beyond weights and optimiser. `small` is the
+embedded model (135M), `large` a Qwen2 of the shape of Qwen2.5-0.5B with random weights. Writes the figures and the
+plots beside each other (`--out`).
 """
 
 import argparse
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--turns", type=int, nargs="+", default=[0, 1, 2, 4, 6, 8])
     parser.add_argument("--page", type=int, nargs="+", default=[0, 80, 160, 320, 640])
+    parser.add_argument("--base", type=int, default=32, help="episodes at once where something else changes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--update", action="store_true", help="take an update on each batch, too")
     parser.add_argument("--out", type=Path, default=Path("scaling.json"))
@@ -120,7 +121,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         learner.learn(sample(sampler_of(smallest), smallest), 1)
     for axis in AXES:
         for value in getattr(given, axis):
-            work = replace(Work(), **{axis: value})
+            work = replace(Work(given.base), **{axis: value})
             if work not in found:
                 found[work] = figures(work)
             yield {"model": given.measure, "axis": axis, "value": value, **found[work]}
