@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -166,8 +166,14 @@ def sample(sampler: LocalSampler, work: Work) -> list[Group]:
     return asyncio.run(groups(sampler, work))
 
 
-async def groups(sampler: LocalSampler, work: Work) -> list[Group]:
-    """Groups of at most four episodes that share a prompt."""
+async def at_once(page: list[int], number: int, turn: int) -> list[int]:
+    return page
+
+
+async def groups(
+    sampler: LocalSampler, work: Work, found: Callable[[list[int], int, int], Awaitable[list[int]]] = at_once
+) -> list[Group]:
+    """Groups of at most four episodes that share a prompt. found: brings the page of an episode's turn."""
     sampler.forget()
 
     async def episode(number: int) -> Trajectory:
@@ -180,8 +186,8 @@ async def groups(sampler: LocalSampler, work: Work) -> list[Group]:
             written = await sampler.sample(request)
             trajectory.segments.append(Segment("policy", "", written.token_ids, written.log_probs))
             if turn < work.turns:
-                ids = tuple(page.randrange(100, 40_000) for _ in range(work.page))
-                trajectory.segments.append(Segment("observation", "", ids))
+                ids = await found([page.randrange(100, 40_000) for _ in range(work.page)], number, turn)
+                trajectory.segments.append(Segment("observation", "", tuple(ids)))
         return trajectory
 
     episodes = await asyncio.gather(*map(episode, range(work.batch)))
@@ -199,7 +205,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 6), layout="constrained")
     above, below = figure.subplots(2, len(AXES), sharex="col")
     for column, (axis, label) in enumerate(AXES.items()):
-        for model in MODELS:
+        for model in sorted({row["model"] for row in rows}, reverse=True):
             for kind, style in zip(kinds, ("-", "--"), strict=False):
                 here = (row for row in rows if (row["axis"], row["model"]) == (axis, model))
                 found = [row for row in here if f"{kind}_mib" in row]
