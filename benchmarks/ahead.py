@@ -1,8 +1,8 @@
 """Training over a slow search engine: sampling a step ahead against one step after the other, side by side.
 
 `python benchmarks/ahead.py` trains for three steps of 32 episodes of two searches each, with random pages of 160 tokens
-that arrive after a log-normal latency (see `overlap.py`). With `training.ahead` an update is computed while the episodes
-of the next step wait for their pages.
+that arrive after a log-normal latency (see `overlap.py`). A step ahead, an update is computed while the episodes of the
+next step wait for their pages.
 """
 
 import argparse
