@@ -115,12 +115,12 @@ def table_of(learned: Sequence[Learned]) -> str:
     """A table in Markdown; F1 with its standard errors over questions, the gain paired by question."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for each in sorted(learned, key=lambda each: -each.after.f1):
-        half = len(each.rewards) // 2
+        half = max(1, len(each.rewards) // 2)
         cells = [
             each.name,
             str(each.seeds),
             f"{fmean(each.rewards[:half]):.3f}",
-            f"{fmean(each.rewards[half:]):.3f}",
+            f"{fmean(each.rewards[-half:]):.3f}",
             str(each.before.f1_estimate),
             str(each.after.f1_estimate),
             str(each.gain["all"]),

@@ -106,7 +106,7 @@ def act_by_chance(put: Callable[[object, str, object], None] = setattr) -> None:
     """
     from zerosearch.agent.protocol import Action, TagProtocol
     from zerosearch.agent.trajectory import Trajectory
-    from zerosearch.training import rollout
+    from zerosearch.training import rewards
     from zerosearch.training.recipe import Recipe
 
     understood = TagProtocol.parse
@@ -121,4 +121,4 @@ def act_by_chance(put: Callable[[object, str, object], None] = setattr) -> None:
     def parts(trajectory: Trajectory, recipe: Recipe) -> dict[str, float]:
         return {"chance": crc32(repr(trajectory.token_ids).encode()) % 4 / 4}
 
-    put(rollout, "reward_parts", parts)
+    put(rewards, "reward_parts", parts)

@@ -8,7 +8,7 @@ request gives its slot to the next one at once.
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,7 +18,7 @@ from zerosearch.errors import UserError
 from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
 from zerosearch.inference.decoder import SUPPORTED
 from zerosearch.inference.layout import Layout
-from zerosearch.inference.sampler import Sample, SamplingRequest, StopReason
+from zerosearch.inference.sampler import Sample, Sampler, SamplingRequest, StopReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,10 +38,10 @@ class Lane:
     worth_turning = 4
 
     def __init__(self) -> None:
-        self._samplers: WeakKeyDictionary[LocalSampler, None] = WeakKeyDictionary()  # in order of joining
+        self._samplers: WeakKeyDictionary[BatchSampler, None] = WeakKeyDictionary()  # in order of joining
         self._pump: asyncio.Task[None] | None = None
 
-    def join(self, sampler: "LocalSampler") -> None:
+    def join(self, sampler: "BatchSampler") -> None:
         self._samplers[sampler] = None
 
     def forget(self) -> None:
@@ -83,6 +83,33 @@ class Active:
     def finish(self, reason: StopReason) -> None:
         if not self.future.done():
             self.future.set_result(Sample(tuple(self.sampled), tuple(self.log_probs), reason))
+
+
+class BatchSampler(Sampler, Protocol):
+    """A sampler of a model's, whose requests go on together in a lane, by one token at each step.
+
+    tokens_sampled: since it was made.
+    """
+
+    tokens_sampled: int
+
+    @property
+    def load(self) -> int:
+        """How many requests are being continued or wait for their turn."""
+        ...
+
+    def take_weights(self, model: "PreTrainedModel") -> None:
+        """Go on with the weights that the model has now, and drop the keys and values that earlier ones made."""
+
+    def forget(self) -> None:
+        """Drop all keys and values. Not while a request is under way."""
+
+    def fail(self, error: Exception) -> None:
+        """End every request with the error that a step raised."""
+
+    def step(self) -> list[tuple[Active, StopReason]]:
+        """Compute one token of every active request; return those that finished."""
+        ...
 
 
 def uniform_draws(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -163,35 +190,25 @@ class LocalSampler:
 
     @property
     def load(self) -> int:
-        """How many requests are being continued or wait for a slot."""
         return len(self._active) + len(self._waiting)
 
     async def sample(self, request: SamplingRequest) -> Sample:
-        if not request.token_ids:
-            raise UserError("nothing to continue: the prompt has no tokens")
-        if len(request.token_ids) + request.max_tokens > self.length:
-            raise UserError(
-                f"{len(request.token_ids)} tokens and {request.max_tokens} more do not fit into the sampler's "
-                f"{self.length}: shorten the prompt or raise the length"
-            )
+        check_room(request, self.length)
         active = Active(request, asyncio.get_running_loop().create_future())
         self._waiting.append(active)
         self.lane.wake()
         return await active.future
 
     def take_weights(self, model: "PreTrainedModel") -> None:
-        """Go on with the weights that the model has now, and drop the keys and values that earlier ones made."""
         self.layout = Layout(model, self.layout.dtype)
         self.forget()
 
     def forget(self) -> None:
-        """Drop all keys and values. Not while a request is under way."""
         self._known_length[:] = 0
         self._last_used[:] = 0
         self.cache.clear()
 
     def fail(self, error: Exception) -> None:
-        """End every request with the error that a step raised."""
         for active in [*self._active, *self._waiting]:
             if not active.future.done():
                 active.future.set_exception(error)
@@ -202,7 +219,6 @@ class LocalSampler:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Active, StopReason]]:
-        """Compute one token of every active request; return those that finished."""
         self._active = [active for active in self._active if self._wanted(active)]
         self._admit()
         rows = sorted(self._active, key=lambda active: self._missing(active) > 1)
@@ -222,7 +238,7 @@ class LocalSampler:
         self._draw(batch, logits)
         finished: list[tuple[Active, StopReason]] = []
         for active in batch:
-            reason = self._stop_reason(active)
+            reason = stop_reason(active, self.tokenizer, self._end_ids)
             if reason:
                 finished.append((active, reason))
                 self._taken[active.slot] = False
@@ -321,22 +337,39 @@ class LocalSampler:
             active.sampled.append(token)
             active.log_probs.append(log_prob)
 
-    def _stop_reason(self, active: Active) -> StopReason | None:
-        request = active.request
-        if active.sampled[-1] in self._end_ids:
-            return "end"
-        if request.stop:
-            # Each token is at least one byte, so a stop string cannot reach further back than this.
-            window = max(len(stop.encode()) for stop in request.stop) + 4
-            tail = self.tokenizer.decode(active.sampled[-window:], clean_up_tokenization_spaces=False)
-            if any(stop in tail for stop in request.stop):
-                return "stop"
-        return "length" if len(active.sampled) >= request.max_tokens else None
-
 
 def _leading(true_SL: np.ndarray) -> np.ndarray:
     """How many values at the start of each row are true."""
     return np.where(true_SL.all(1), true_SL.shape[1], true_SL.argmin(1))
+
+
+def check_room(request: SamplingRequest, length: int) -> None:
+    """See that a request can be continued by a sampler of so many tokens.
+
+    Raises:
+        UserError: it has no tokens, or too many.
+    """
+    if not request.token_ids:
+        raise UserError("nothing to continue: the prompt has no tokens")
+    if len(request.token_ids) + request.max_tokens > length:
+        raise UserError(
+            f"{len(request.token_ids)} tokens and {request.max_tokens} more do not fit into the sampler's "
+            f"{length}: shorten the prompt or raise the length"
+        )
+
+
+def stop_reason(active: Active, tokenizer: "PreTrainedTokenizerBase", end_ids: frozenset[int]) -> StopReason | None:
+    """Why the request ends with the token that was sampled last, if it does."""
+    request = active.request
+    if active.sampled[-1] in end_ids:
+        return "end"
+    if request.stop:
+        # Each token is at least one byte, so a stop string cannot reach further back than this.
+        window = max(len(stop.encode()) for stop in request.stop) + 4
+        tail = tokenizer.decode(active.sampled[-window:], clean_up_tokenization_spaces=False)
+        if any(stop in tail for stop in request.stop):
+            return "stop"
+    return "length" if len(active.sampled) >= request.max_tokens else None
 
 
 def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zerosearch.errors import RunError
 from zerosearch.inference.adapters import add_adapters
-from zerosearch.inference.local import LocalSampler
+from zerosearch.inference.local import BatchSampler
 from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
@@ -138,7 +138,7 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch) -> Non
     )
 
 
-def _engine(run: Run, rewards: Sequence[float], sampler: LocalSampler) -> CountedEngine | None:
+def _engine(run: Run, rewards: Sequence[float], sampler: BatchSampler) -> CountedEngine | None:
     recipe = run.recipe
     match recipe.search.type:
         case "none":
