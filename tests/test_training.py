@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from zerosearch.cli.main import run as command
 from zerosearch.data import Document
 from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.world import build_world
-from zerosearch.errors import RunError
+from zerosearch.errors import RunError, UserError
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
@@ -215,3 +216,15 @@ def test_mistakes_are_told_in_one_sentence(
         command(["train", "world", *arguments(model, tmp_path / "run", *ONLY_RL, override)])
     said = capsys.readouterr().err.strip()
     assert ended.value.code == 2 and sentence in said and "\n" not in said
+
+
+def test_vllm_that_is_not_installed_is_told_before_the_run_begins(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    given = ["model.sampler=vllm", "training.deterministic=false"]
+    with pytest.raises(
+        UserError, match=r"^model\.sampler .* not installed: install vllm .* model\.sampler = \"local\"$"
+    ):
+        carry_out(model, tmp_path / "run", *given)
+    assert not (tmp_path / "run").exists()

@@ -69,7 +69,8 @@ def embedded_tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer("embedded")
 
 
-def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0) -> PreTrainedModel:
+def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0, **more: int) -> PreTrainedModel:
+    """more: of the configuration, in place of what is usual here."""
     torch.manual_seed(seed)
     shape = {
         "vocab_size": vocabulary,
@@ -83,18 +84,20 @@ def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0) -> 
         "bos_token_id": None,
         "pad_token_id": 2,
         "initializer_range": 0.2,
+        **({"head_dim": 16} if architecture == "qwen3" else {}),
+        **more,
     }
     if architecture == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True)).eval()
     if architecture == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=16, tie_word_embeddings=True)).eval()
+        return Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True)).eval()
     return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=architecture == "qwen2")).eval()
 
 
-def folder(path: Path, family: str = "bytes") -> Path:
+def folder(path: Path, family: str = "bytes", **more: int) -> Path:
     """Write a loadable model folder."""
     tokens = tokenizer(family)
-    model(vocabulary=len(tokens)).save_pretrained(path)
+    model(vocabulary=len(tokens), **more).save_pretrained(path)
     tokens.save_pretrained(path)
     return path
 

@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +77,13 @@ class VllmSampler:
             int(memory_share * _memory(model.device)), cache_bytes(model.config, slots, length, dtype.itemsize)
         )
         with _undisturbed(), TemporaryDirectory(prefix="zerosearch-") as folder:
-            model.config.save_pretrained(folder)
+            config = deepcopy(model.config)
+            config.architectures = [type(model).__name__]
+            config.save_pretrained(folder)
             try:
                 self._engine = _engine(
                     model=folder,
+                    runner="generate",
                     dtype=str(dtype).removeprefix("torch."),
                     max_num_seqs=slots,
                     max_model_len=length,
