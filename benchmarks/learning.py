@@ -58,11 +58,11 @@ class Learned:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
+    parser.add_argument("--algorithm", action="append", choices=ALGORITHMS, help="again for each; default: all")
     parser.add_argument("overrides", nargs="*", help="of the recipe, for all runs alike: training.steps=8")
     given = parser.parse_args()
     bench = Bench(given.out, given.overrides)
-    found = {name: bench.learned(name, [0]) for name in given.algorithms}
+    found = {name: bench.learned(name, [0]) for name in given.algorithm or ALGORITHMS}
     for name in sorted(found, key=lambda name: found[name].after.f1)[-2:]:
         found[name] = bench.learned(name, [0, 1, 2])
     table = table_of(list(found.values()))
