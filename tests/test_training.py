@@ -1,6 +1,7 @@
 """Whole runs, end to end, with a model of two layers: every file, no real search in training, resume, trouble."""
 
 import io
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ def test_a_run_leaves_everything_that_it_found(whole: Path) -> None:
     (last,) = checkpoints(whole / "checkpoints")
     assert last.name == "step-000003"
     assert AutoModelForCausalLM.from_pretrained(last) and AutoTokenizer.from_pretrained(last)
+    weights = json.loads((last / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(weights) == set(load_file(last / "model.safetensors")) and set(weights.values()) == {"model.safetensors"}
 
 
 def test_training_learns_and_meets_the_simulator_only(whole: Path) -> None:

@@ -155,6 +155,10 @@ def test_what_does_not_fit_is_one_sentence(vllm: VllmSampler) -> None:
     with pytest.raises(UserError, match=r"^vLLM cannot run the model .*memory.*model\.sampler = \"local\"$") as error:
         VllmSampler(model(), TOKENS, 8, LENGTH, memory_share=1e-7)
     assert "\n" not in str(error.value)
+    with pytest.raises(
+        UserError, match=r"^vLLM cannot run the model .*max_model_len.* 2048.*model\.sampler = \"local\"$"
+    ):
+        VllmSampler(model(), TOKENS, 8, 4096)
 
 
 def test_the_process_keeps_its_own_threads_and_random_numbers(vllm: VllmSampler) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from zerosearch.errors import UserError
 from zerosearch.inference.adapters import merged_state
@@ -91,11 +92,11 @@ class VllmSampler:
                     gpu_memory_utilization=memory_share,
                     enforce_eager=model.device.type == "cpu",  # a compiler need not be there
                 )
-            except (ValueError, RuntimeError, NotImplementedError) as error:
-                reason = str(error).strip().splitlines()[0].rstrip(".")
+            except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+                said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
                 raise UserError(
-                    f"vLLM cannot run the model '{model.name_or_path}': {reason}; change the recipe, or set "
-                    'model.sampler = "local"'
+                    f"vLLM cannot run the model '{model.name_or_path}' ({_first_sentence(said)}): change "
+                    'the recipe, or set model.sampler = "local"'
                 ) from error
         self.take_weights(model)
         self.lane = lane or Lane()
@@ -168,6 +169,10 @@ def cache_bytes(config: "PreTrainedConfig", slots: int, length: int, item_bytes:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     blocks = slots * -(-length // BLOCK) + 1
     return blocks * BLOCK * 2 * config.num_hidden_layers * config.num_key_value_heads * width * item_bytes
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).partition(". ")[0].removeprefix("Value error, ").rstrip(".")
 
 
 def _memory(device: torch.device) -> int:
