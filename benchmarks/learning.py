@@ -58,11 +58,11 @@ class Learned:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=ALGORITHMS)
+    parser.add_argument("--algorithm", action="append", choices=ALGORITHMS, help="again for each; default: all")
     parser.add_argument("overrides", nargs="*", help="of the recipe, for all runs alike: training.steps=8")
     given = parser.parse_args()
     bench = Bench(given.out, given.overrides)
-    found = {name: bench.learned(name, [0]) for name in given.algorithms}
+    found = {name: bench.learned(name, [0]) for name in given.algorithm or ALGORITHMS}
     for name in sorted(found, key=lambda name: found[name].after.f1)[-2:]:
         found[name] = bench.learned(name, [0, 1, 2])
     table = table_of(list(found.values()))
@@ -115,12 +115,12 @@ def table_of(learned: Sequence[Learned]) -> str:
     """A table in Markdown; F1 with its standard errors over questions, the gain paired by question."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for each in sorted(learned, key=lambda each: -each.after.f1):
-        half = len(each.rewards) // 2
+        half = max(1, len(each.rewards) // 2)
         cells = [
             each.name,
             str(each.seeds),
             f"{fmean(each.rewards[:half]):.3f}",
-            f"{fmean(each.rewards[half:]):.3f}",
+            f"{fmean(each.rewards[-half:]):.3f}",
             str(each.before.f1_estimate),
             str(each.after.f1_estimate),
             str(each.gain["all"]),

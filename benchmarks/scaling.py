@@ -2,9 +2,9 @@
 
 `python benchmarks/scaling.py` samples episodes of random tokens, with every turn of 40 tokens and a prompt of 120, and
 changes one thing at a time; with `--update` it also takes one update on each batch. Policy tokens divided by wall time,
-prefill of pages included; memory is what the process takes beyond the weights at most. `small` is the embedded model
-(135M), `large` a Qwen2 of the shape of Qwen2.5-0.5B with random weights. Writes the figures and the plots beside each
-other (`--out`).
+prefill of pages included; memory is what the process takes at most beyond weights and optimiser. `small` is the
+embedded model (135M), `large` a Qwen2 of the shape of Qwen2.5-0.5B with random weights. Writes the figures and the
+plots beside each other (`--out`).
 """
 
 import argparse
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--turns", type=int, nargs="+", default=[0, 1, 2, 4, 6, 8])
     parser.add_argument("--page", type=int, nargs="+", default=[0, 80, 160, 320, 640])
+    parser.add_argument("--base", type=int, default=32, help="episodes at once where something else changes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--update", action="store_true", help="take an update on each batch, too")
     parser.add_argument("--out", type=Path, default=Path("scaling.json"))
@@ -91,26 +92,39 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each axis and value."""
+    """One row for each axis and value; work that lies on several axes is measured once."""
     keep_freed_memory()
     dtype, tokenizer = compute_dtype("auto"), load_tokenizer("embedded")
     model = load_model("embedded") if given.measure == "small" else large_model()
     chosen = ["algorithm.type=grpo", "algorithm.mini_batches=1", "training.temperature=1", "algorithm.kl_coefficient=0"]
     learner = Learner(load_recipe("world", chosen), model, "embedded", dtype)
+    found: dict[Work, dict[str, float]] = {}
+
+    def sampler_of(work: Work) -> LocalSampler:
+        sampler = LocalSampler(model, tokenizer, work.batch, work.length, dtype=dtype)
+        sampler._end_ids = frozenset()  # every turn has its length
+        return sampler
+
+    def figures(work: Work) -> dict[str, float]:
+        sampler = sampler_of(work)
+        seconds, mib = timed(partial(sample, sampler, work), given.repeats)
+        row = {"sampling_mib": mib, "sampling_tokens_per_second": work.policy_tokens / seconds}
+        if given.update and work.batch > 1:  # one episode alone is no group
+            sampled = sample(sampler, work)
+            sampler.forget()
+            seconds, mib = timed(partial(learner.learn, sampled, 1), given.repeats)
+            row |= {"update_mib": mib, "update_tokens_per_second": work.policy_tokens / seconds}
+        return row
+
+    if given.update:  # the optimiser's state counts as weights
+        smallest = Work(2, 0, 0)
+        learner.learn(sample(sampler_of(smallest), smallest), 1)
     for axis in AXES:
         for value in getattr(given, axis):
-            work = replace(Work(), **{axis: value})
-            sampler = LocalSampler(model, tokenizer, work.batch, work.length, dtype=dtype)
-            sampler._end_ids = frozenset()  # every turn has its length
-            row: dict[str, Any] = {"model": given.measure, "axis": axis, "value": value}
-            sampling, update = partial(sample, sampler, work), partial(learner.learn, sample(sampler, work), 1)
-            seconds, row["sampling_mib"] = timed(sampling, given.repeats)
-            row["sampling_tokens_per_second"] = work.policy_tokens / seconds
-            sampler.forget()
-            if given.update and work.batch > 1:  # one episode alone is no group
-                seconds, row["update_mib"] = timed(update, given.repeats)
-                row["update_tokens_per_second"] = work.policy_tokens / seconds
-            yield row
+            work = replace(Work(given.base), **{axis: value})
+            if work not in found:
+                found[work] = figures(work)
+            yield {"model": given.measure, "axis": axis, "value": value, **found[work]}
 
 
 def large_model() -> "PreTrainedModel":
@@ -152,8 +166,14 @@ def sample(sampler: LocalSampler, work: Work) -> list[Group]:
     return asyncio.run(groups(sampler, work))
 
 
-async def groups(sampler: LocalSampler, work: Work) -> list[Group]:
-    """Groups of at most four episodes that share a prompt."""
+async def at_once(page: list[int], number: int, turn: int) -> list[int]:
+    return page
+
+
+async def groups(
+    sampler: LocalSampler, work: Work, found: Callable[[list[int], int, int], Awaitable[list[int]]] = at_once
+) -> list[Group]:
+    """Groups of at most four episodes that share a prompt. found: brings the page of an episode's turn."""
     sampler.forget()
 
     async def episode(number: int) -> Trajectory:
@@ -166,8 +186,8 @@ async def groups(sampler: LocalSampler, work: Work) -> list[Group]:
             written = await sampler.sample(request)
             trajectory.segments.append(Segment("policy", "", written.token_ids, written.log_probs))
             if turn < work.turns:
-                ids = tuple(page.randrange(100, 40_000) for _ in range(work.page))
-                trajectory.segments.append(Segment("observation", "", ids))
+                ids = await found([page.randrange(100, 40_000) for _ in range(work.page)], number, turn)
+                trajectory.segments.append(Segment("observation", "", tuple(ids)))
         return trajectory
 
     episodes = await asyncio.gather(*map(episode, range(work.batch)))
@@ -185,7 +205,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 6), layout="constrained")
     above, below = figure.subplots(2, len(AXES), sharex="col")
     for column, (axis, label) in enumerate(AXES.items()):
-        for model in MODELS:
+        for model in sorted({row["model"] for row in rows}, reverse=True):
             for kind, style in zip(kinds, ("-", "--"), strict=False):
                 here = (row for row in rows if (row["axis"], row["model"]) == (axis, model))
                 found = [row for row in here if f"{kind}_mib" in row]
@@ -197,7 +217,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 below[column].plot(values, [row[f"{kind}_mib"] for row in found], style, marker="o", label=name)
         below[column].set_xlabel(label)
     above[0].set_ylabel("policy tokens per second")
-    below[0].set_ylabel("MiB beyond the weights")
+    below[0].set_ylabel("MiB beyond weights and optimiser")
     above[0].legend()
     figure.savefig(path, dpi=120)
 

@@ -191,8 +191,10 @@ def ours(given: argparse.Namespace) -> tuple[str, Run]:
 def trl(given: argparse.Namespace) -> tuple[str, Run]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
+    from transformers.utils import logging
     from trl import GRPOConfig, GRPOTrainer
 
+    logging.disable_progress_bar()
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     tokenizer = load_tokenizer(given.model)
     episodes, engine = scripts(tokenizer, given.questions), BM25Engine(build_world().passages)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 import tiny
 import torch
 from chat_process import ChatProcess
-from episodes import ANSWER, SEARCH, Engine, play, turns
+from episodes import ANSWER, QUESTION, SEARCH, SETTINGS, TOKENS, Engine, play, turns
 from whole_runs import ONLY_RL, bits, carry_out, rows, trajectories
 
+from zerosearch.agent.episode import Agent
+from zerosearch.agent.methods import retrieve_first
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.local import Lane, LocalSampler
 from zerosearch.inference.sampler import SamplingRequest
 from zerosearch.report.panel import LineDisplay
+from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.training.ahead import AHEAD, Rollout, Rollouts
 from zerosearch.training.checkpoint import checkpoints, load_beside
 from zerosearch.training.recipe_file import load_recipe
@@ -196,6 +200,38 @@ def test_a_failure_waits_until_its_step_is_wanted() -> None:
         assert rollouts.finish() is None
         with pytest.raises(RunError, match="step 3 failed"):
             rollouts.take(3)
+
+
+class Watching(Engine):
+    """Notes what a sampler was doing when a page was asked for."""
+
+    def __init__(self, sampler: LocalSampler):
+        super().__init__()
+        self.sampler = sampler
+        self.seen: list[tuple[int, int]] = []
+
+    async def search(self, request: SearchRequest) -> Page:
+        self.seen.append((self.sampler.load, self.sampler.tokens_sampled))
+        return await super().search(request)
+
+
+@pytest.mark.usefixtures("lively")
+def test_a_page_is_asked_for_as_soon_as_its_query_is_known() -> None:
+    def watching() -> tuple[LocalSampler, Watching]:
+        sampler = LocalSampler(tiny.model(vocabulary=len(TOKENS)), TOKENS, slots=4, length=1000)
+        return sampler, Watching(sampler)
+
+    async def all_of(*running: Any) -> None:
+        await asyncio.gather(*running)
+
+    sampler, engine = watching()
+    uneven = [Agent(sampler, TOKENS, engine, replace(SETTINGS, max_tokens_per_turn=n)) for n in (4, 8, 30, 60)]
+    asyncio.run(all_of(*[agent.episode(QUESTION, sample) for sample, agent in enumerate(uneven)]))
+    assert engine.seen and engine.seen[0][0] > 0, "others still write"
+
+    sampler, engine = watching()
+    asyncio.run(all_of(*[retrieve_first(sampler, TOKENS, engine, SETTINGS)(QUESTION) for _ in range(4)]))
+    assert [tokens for _, tokens in engine.seen[:4]] == [0] * 4, "before the policy writes"
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -156,7 +156,7 @@ def parse(commands: typer.Typer, *arguments: str) -> str:
 
 def check_extras(wanted: str) -> str:
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(re.findall(r"\w+", wanted)) - {"zerosearch"} <= set(known), wanted
+    assert set(re.findall(r"[\w-]+", wanted)) - {"zerosearch"} <= set(known), wanted
     return ""
 
 

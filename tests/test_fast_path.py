@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from zerosearch.errors import UserError
-from zerosearch.inference.local import LaneSampler, LocalSampler, uniform_draws
+from zerosearch.inference.local import BatchSampler, LocalSampler, uniform_draws
 from zerosearch.inference.packed import Branch, Tree, score
 from zerosearch.inference.plain import PlainSampler, lane_sampler
 from zerosearch.inference.sampler import Sample, SamplingRequest
@@ -31,14 +31,14 @@ def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(**shape, eos_token_id=2, bos_token_id=2)).eval()
 
 
-def run(which: LaneSampler, requests: Sequence[SamplingRequest]) -> list[Sample]:
+def run(which: BatchSampler, requests: Sequence[SamplingRequest]) -> list[Sample]:
     async def all_of_them() -> list[Sample]:
         return await asyncio.gather(*[which.sample(request) for request in requests])
 
     return asyncio.run(all_of_them())
 
 
-def episodes(which: LaneSampler, count: int) -> list[Turn]:
+def episodes(which: BatchSampler, count: int) -> list[Turn]:
     """Groups of four episodes of three turns each, with a page after each turn; every tenth episode is greedy."""
 
     async def episode(number: int) -> list[Turn]:

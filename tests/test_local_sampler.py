@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from zerosearch.errors import UserError
-from zerosearch.inference.local import Lane, LocalSampler, inverse_sample, uniform_draws
+from zerosearch.inference.local import Lane, LocalSampler, closing_token_ids, inverse_sample, uniform_draws
 from zerosearch.inference.sampler import Sample, SamplingRequest
 
 TOKENS = tiny.tokenizer()
@@ -366,6 +366,17 @@ def test_a_stop_string_is_found_in_single_bytes_and_among_halves_of_characters(
     monkeypatch.setattr(which, "_forward", forced)
     (found,) = run(which, [SamplingRequest(PROMPT, 60, ("</search>", "</answer>"))])
     assert found.stop_reason == "stop" and list(found.token_ids) == written[:-1]
+
+
+@pytest.mark.parametrize("family", ["bytes", "metaspace"])
+@pytest.mark.parametrize("stop", ["</search>", "é", "Doc\n", "a "])
+def test_every_token_that_may_complete_a_stop_string_is_looked_at(family: str, stop: str) -> None:
+    tokens = tiny.tokenizer(family)
+    closing = closing_token_ids(tokens, (stop,))
+    for before in ("", "x", "日"):
+        ids = tokens.encode(before + stop, add_special_tokens=False)
+        assert ids[-1] in closing
+    assert (len(closing) < len(tokens)) is (stop == "</search>")
 
 
 def test_a_stop_string_in_the_prompt_stops_nothing() -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,7 @@ from zerosearch.training.demonstrations import demonstrate
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rewards import load_function, overlength, reward_parts, well_formed
-from zerosearch.training.rollout import QuestionOrder, run_groups
+from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.stages import train
 
 QUESTION = Question("q7", "Who?", ("Alice Turner",), "d")
@@ -155,14 +158,21 @@ def test_overlength_grows_from_nothing_to_one(start: int, room: int, one: int, o
     assert overlength(start, start, limit) == 0 and overlength(limit, start, limit) == 1
 
 
-def test_parts_reach_the_groups_and_their_sum_is_the_reward() -> None:
-    class Player:
-        async def episode(self, question: Question, sample: int = 0, step: int = 0) -> Trajectory:
-            return episode(ANSWER, searches=sample)
+class Player:
+    """Stands for an agent that searches as often as its sample's number says."""
 
+    async def episode(self, question: Question, sample: int = 0, step: int = 0) -> Trajectory:
+        return episode(ANSWER, searches=sample)
+
+
+def groups_of(made: Recipe, questions: Sequence[Question] = (QUESTION,)) -> Coroutine[None, None, list[Group]]:
+    return run_groups(Player(), QuestionOrder(questions, 0), made, 1)  # type: ignore[arg-type]
+
+
+def test_parts_reach_the_groups_and_their_sum_is_the_reward() -> None:
     weighted = ["reward.type=weighted", "reward.weights.f1=0.6", "reward.weights.format=0.4", "reward.search_cost=0.1"]
     made = recipe(*weighted, "training.questions_per_step=1", "algorithm.mini_batches=1")
-    (group,) = asyncio.run(run_groups(Player(), QuestionOrder([QUESTION], 0), made, 1))  # type: ignore[arg-type]
+    (group,) = asyncio.run(groups_of(made))
     assert [sorted(parts) for parts in group.parts] == [["f1", "format", "searches"]] * 4
     assert group.rewards == pytest.approx([0.8 - 0.1 * n for n in range(4)])
     assert group.rewards == tuple(sum(parts.values()) for parts in group.parts)
@@ -188,6 +198,7 @@ def test_a_function_gets_the_trajectory_and_is_weighted(mine: str, tmp_path: Pat
         ("return float('inf')", "returned inf: it must return a finite number"),
         ("return trajectory.nothing", "raised AttributeError: .*: it must return a number for every episode"),
         ("raise ValueError('two\\nlines')", "raised ValueError: two lines: it must"),
+        ("raise SystemExit(3)", "raised SystemExit: 3: it must"),
     ],
 )
 def test_what_a_function_does_wrong_is_one_sentence(mine: str, tmp_path: Path, body: str, sentence: str) -> None:
@@ -197,6 +208,55 @@ def test_what_a_function_does_wrong_is_one_sentence(mine: str, tmp_path: Path, b
     ) as error:
         earned(episode(ANSWER), *OWN, f"reward.function={mine}:judge")
     assert "\n" not in str(error.value)
+
+
+SMALL = ["training.questions_per_step=2", "training.samples_per_question=2", "algorithm.mini_batches=1"]
+
+
+def test_the_event_loop_goes_on_while_a_function_works(mine: str, tmp_path: Path) -> None:
+    """The function waits until the loop has turned, and in each group for what another group's waits for."""
+    (tmp_path / f"{mine}.py").write_text(
+        "import threading\n"
+        "turned, both = threading.Event(), threading.Barrier(2)\n"
+        "def judge(trajectory):\n"
+        "    both.wait(20)\n"
+        "    return float(turned.wait(20))\n"
+    )
+    made = recipe(*OWN, *SMALL, f"reward.function={mine}:judge")
+    turned = load_function(made.reward.function).__globals__["turned"]  # type: ignore[attr-defined]
+
+    async def step() -> list[Group]:
+        running = asyncio.create_task(groups_of(made, [QUESTION, replace(QUESTION, id="q8")]))
+        await asyncio.sleep(0.1)
+        turned.set()
+        return await running
+
+    assert [group.rewards for group in asyncio.run(step())] == [(0.5, 0.5)] * 2
+
+
+def test_a_function_that_takes_too_long_is_one_sentence_and_holds_nothing_up(mine: str, tmp_path: Path) -> None:
+    (tmp_path / f"{mine}.py").write_text(
+        "import time\ndef judge(trajectory):\n    time.sleep(1)\n    raise ValueError('late')\n"
+    )
+    made = recipe(
+        *OWN, *SMALL[1:], "training.questions_per_step=1", f"reward.function={mine}:judge", "reward.timeout=0.1"
+    )
+    started = time.perf_counter()
+    sentence = (
+        r"^reward\.function reward_under_test:judge on question 'q7' took longer than 0\.1 seconds: .* raise reward"
+    )
+    with pytest.raises(UserError, match=sentence):
+        asyncio.run(groups_of(made))
+    assert time.perf_counter() - started < 0.9
+    (thread,) = {each for each in threading.enumerate() if each.name == "reward"}
+    assert thread.daemon
+    thread.join(5)  # what it has to say in the end is of no account: pytest would report an error in it
+
+
+def test_what_a_function_raises_in_its_thread_reaches_the_run(mine: str, tmp_path: Path) -> None:
+    (tmp_path / f"{mine}.py").write_text("def judge(trajectory):\n    return 1 / 0\n")
+    with pytest.raises(UserError, match=r"^reward\.function .* raised ZeroDivisionError: division by zero: it must"):
+        asyncio.run(groups_of(recipe(*OWN, *SMALL, f"reward.function={mine}:judge")))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Whole runs, end to end, with a model of two layers: every file, no real search in training, resume, trouble."""
 
 import io
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from zerosearch.cli.main import run as command
 from zerosearch.data import Document
 from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.world import build_world
-from zerosearch.errors import RunError
+from zerosearch.errors import RunError, UserError
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
@@ -42,6 +44,8 @@ def test_a_run_leaves_everything_that_it_found(whole: Path) -> None:
     (last,) = checkpoints(whole / "checkpoints")
     assert last.name == "step-000003"
     assert AutoModelForCausalLM.from_pretrained(last) and AutoTokenizer.from_pretrained(last)
+    weights = json.loads((last / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(weights) == set(load_file(last / "model.safetensors")) and set(weights.values()) == {"model.safetensors"}
 
 
 def test_training_learns_and_meets_the_simulator_only(whole: Path) -> None:
@@ -215,3 +219,15 @@ def test_mistakes_are_told_in_one_sentence(
         command(["train", "world", *arguments(model, tmp_path / "run", *ONLY_RL, override)])
     said = capsys.readouterr().err.strip()
     assert ended.value.code == 2 and sentence in said and "\n" not in said
+
+
+def test_vllm_that_is_not_installed_is_told_before_the_run_begins(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    given = ["model.sampler=vllm", "training.deterministic=false"]
+    with pytest.raises(
+        UserError, match=r"^model\.sampler .* not installed: install vllm .* model\.sampler = \"local\"$"
+    ):
+        carry_out(model, tmp_path / "run", *given)
+    assert not (tmp_path / "run").exists()

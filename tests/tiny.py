@@ -69,7 +69,8 @@ def embedded_tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer("embedded")
 
 
-def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0) -> PreTrainedModel:
+def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0, **more: int) -> PreTrainedModel:
+    """more: of the configuration, in place of what is usual here."""
     torch.manual_seed(seed)
     shape = {
         "vocab_size": vocabulary,
@@ -83,18 +84,20 @@ def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0) -> 
         "bos_token_id": None,
         "pad_token_id": 2,
         "initializer_range": 0.2,
+        **({"head_dim": 16} if architecture == "qwen3" else {}),
+        **more,
     }
     if architecture == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True)).eval()
     if architecture == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=16, tie_word_embeddings=True)).eval()
+        return Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True)).eval()
     return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=architecture == "qwen2")).eval()
 
 
-def folder(path: Path, family: str = "bytes") -> Path:
+def folder(path: Path, family: str = "bytes", **more: int) -> Path:
     """Write a loadable model folder."""
     tokens = tokenizer(family)
-    model(vocabulary=len(tokens)).save_pretrained(path)
+    model(vocabulary=len(tokens), **more).save_pretrained(path)
     tokens.save_pretrained(path)
     return path
 
@@ -106,7 +109,7 @@ def act_by_chance(put: Callable[[object, str, object], None] = setattr) -> None:
     """
     from zerosearch.agent.protocol import Action, TagProtocol
     from zerosearch.agent.trajectory import Trajectory
-    from zerosearch.training import rollout
+    from zerosearch.training import rewards
     from zerosearch.training.recipe import Recipe
 
     understood = TagProtocol.parse
@@ -121,4 +124,4 @@ def act_by_chance(put: Callable[[object, str, object], None] = setattr) -> None:
     def parts(trajectory: Trajectory, recipe: Recipe) -> dict[str, float]:
         return {"chance": crc32(repr(trajectory.token_ids).encode()) % 4 / 4}
 
-    put(rollout, "reward_parts", parts)
+    put(rewards, "reward_parts", parts)

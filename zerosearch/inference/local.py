@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from zerosearch.errors import UserError
 from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
 from zerosearch.inference.layout import Layout
-from zerosearch.inference.sampler import Sample, SamplingRequest, StopReason
+from zerosearch.inference.sampler import Sample, Sampler, SamplingRequest, StopReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,10 +40,10 @@ class Lane:
     worth_turning = 4
 
     def __init__(self) -> None:
-        self._samplers: WeakKeyDictionary[LaneSampler, None] = WeakKeyDictionary()  # in order of joining
+        self._samplers: WeakKeyDictionary[BatchSampler, None] = WeakKeyDictionary()  # in order of joining
         self._pump: asyncio.Task[None] | None = None
 
-    def join(self, sampler: "LaneSampler") -> None:
+    def join(self, sampler: "BatchSampler") -> None:
         self._samplers[sampler] = None
 
     def forget(self) -> None:
@@ -91,6 +92,33 @@ class Active:
     def finish(self, reason: StopReason) -> None:
         if not self.future.done():
             self.future.set_result(Sample(tuple(self.sampled), tuple(self.log_probs), reason))
+
+
+class BatchSampler(Sampler, Protocol):
+    """A sampler of a model's, whose requests go on together in a lane, step by step.
+
+    tokens_sampled: since it was made.
+    """
+
+    tokens_sampled: int
+
+    @property
+    def load(self) -> int:
+        """How many requests are being continued or wait for their turn."""
+        ...
+
+    def take_weights(self, model: "PreTrainedModel") -> None:
+        """Go on with the weights that the model has now, and drop the keys and values that earlier ones made."""
+
+    def forget(self) -> None:
+        """Drop all keys and values. Not while a request is under way."""
+
+    def fail(self, error: Exception) -> None:
+        """End every request with the error that a step raised."""
+
+    def step(self) -> list[tuple[Active, StopReason]]:
+        """Go on with the requests, by one token or more; return those that finished."""
+        ...
 
 
 def uniform_draws(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -146,8 +174,8 @@ def draw(batch: Sequence[Active], logits_BV: torch.Tensor) -> list[int]:
     return drawn
 
 
-class LaneSampler(ABC):
-    """A sampler in this process: requests wait until steps, which a lane takes, continue them.
+class QueuedSampler(ABC):
+    """A `BatchSampler` whose requests wait in a queue for a place in a batch of its own.
 
     length: the longest sequence, in tokens.
     """
@@ -165,57 +193,33 @@ class LaneSampler(ABC):
 
     @property
     def load(self) -> int:
-        """How many requests are being continued or wait for a slot."""
         return len(self._active) + len(self._waiting)
 
     async def sample(self, request: SamplingRequest) -> Sample:
-        if not request.token_ids:
-            raise UserError("nothing to continue: the prompt has no tokens")
-        if len(request.token_ids) + request.max_tokens > self.length:
-            raise UserError(
-                f"{len(request.token_ids)} tokens and {request.max_tokens} more do not fit into the sampler's "
-                f"{self.length}: shorten the prompt or raise the length"
-            )
+        check_room(request, self.length)
         active = Active(request, asyncio.get_running_loop().create_future())
         self._waiting.append(active)
         self.lane.wake()
         return await active.future
 
     @abstractmethod
-    def step(self) -> list[tuple[Active, StopReason]]:
-        """Go on with requests; return those that finished."""
+    def step(self) -> list[tuple[Active, StopReason]]: ...
 
     @abstractmethod
-    def take_weights(self, model: "PreTrainedModel") -> None:
-        """Go on with the weights that the model has now. Not while a request is under way."""
+    def take_weights(self, model: "PreTrainedModel") -> None: ...
 
     @abstractmethod
-    def forget(self) -> None:
-        """Drop what is kept of earlier requests. Not while a request is under way."""
+    def forget(self) -> None: ...
 
     def fail(self, error: Exception) -> None:
-        """End every request with the error that a step raised."""
         for active in [*self._active, *self._waiting]:
             if not active.future.done():
                 active.future.set_exception(error)
         self._active.clear()
         self._waiting.clear()
 
-    def stop_reason(self, active: Active) -> StopReason | None:
-        """Why the sample ends with its last token; None if it does not."""
-        request = active.request
-        if active.sampled[-1] in self._end_ids:
-            return "end"
-        if request.stop:
-            # Each token is at least one byte, so a stop string cannot reach further back than this.
-            window = max(len(stop.encode()) for stop in request.stop) + 4
-            tail = self.tokenizer.decode(active.sampled[-window:], clean_up_tokenization_spaces=False)
-            if any(stop in tail for stop in request.stop):
-                return "stop"
-        return "length" if len(active.sampled) >= request.max_tokens else None
 
-
-class LocalSampler(LaneSampler):
+class LocalSampler(QueuedSampler):
     """Continues token ids with a Llama, Qwen2 or Qwen3 model, of whose weights it holds its own copy (see `Layout`).
 
     slots: how many sequences are held at once. length: the longest sequence, in tokens. dtype: of the products.
@@ -249,12 +253,10 @@ class LocalSampler(LaneSampler):
         self.tokens_prefilled = 0
 
     def take_weights(self, model: "PreTrainedModel") -> None:
-        """Go on with the weights that the model has now, and drop the keys and values that earlier ones made."""
         self.layout = Layout(model, self.layout.dtype)
         self.forget()
 
     def forget(self) -> None:
-        """Drop all keys and values. Not while a request is under way."""
         self._known_length[:] = 0
         self._last_used[:] = 0
         self.cache.clear()
@@ -266,7 +268,6 @@ class LocalSampler(LaneSampler):
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Active, StopReason]]:
-        """Compute one token of every active request; return those that finished."""
         self._active = [active for active in self._active if self._wanted(active)]
         self._admit()
         rows = sorted(self._active, key=lambda active: self._missing(active) > 1)
@@ -286,7 +287,7 @@ class LocalSampler(LaneSampler):
         self._draw(batch, logits)
         finished: list[tuple[Active, StopReason]] = []
         for active in batch:
-            reason = self.stop_reason(active)
+            reason = stop_reason(active, self.tokenizer, self._end_ids)
             if reason:
                 finished.append((active, reason))
                 self._taken[active.slot] = False
@@ -375,9 +376,53 @@ def _leading(true_SL: np.ndarray) -> np.ndarray:
     return np.where(true_SL.all(1), true_SL.shape[1], true_SL.argmin(1))
 
 
+def check_room(request: SamplingRequest, length: int) -> None:
+    """See that a request can be continued by a sampler of so many tokens.
+
+    Raises:
+        UserError: it has no tokens, or too many.
+    """
+    if not request.token_ids:
+        raise UserError("nothing to continue: the prompt has no tokens")
+    if len(request.token_ids) + request.max_tokens > length:
+        raise UserError(
+            f"{len(request.token_ids)} tokens and {request.max_tokens} more do not fit into the sampler's "
+            f"{length}: shorten the prompt or raise the length"
+        )
+
+
+def stop_reason(active: Active, tokenizer: "PreTrainedTokenizerBase", end_ids: frozenset[int]) -> StopReason | None:
+    """Why the request ends with the token that was sampled last, if it does."""
+    request = active.request
+    if active.sampled[-1] in end_ids:
+        return "end"
+    if request.stop and active.sampled[-1] in closing_token_ids(tokenizer, request.stop):
+        # Each token is at least one byte, so a stop string cannot reach further back than this.
+        window = max(len(stop.encode()) for stop in request.stop) + 4
+        tail = tokenizer.decode(active.sampled[-window:], clean_up_tokenization_spaces=False)
+        if any(stop in tail for stop in request.stop):
+            return "stop"
+    return "length" if len(active.sampled) >= request.max_tokens else None
+
+
 def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """The tokens that end a turn: those of the generation config and the tokenizer's own."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = set(configured if isinstance(configured, list) else [configured])
     ids.add(tokenizer.eos_token_id)
     return frozenset(token for token in ids if token is not None)
+
+
+@lru_cache(maxsize=16)
+def closing_token_ids(tokenizer: "PreTrainedTokenizerBase", stop: tuple[str, ...]) -> frozenset[int]:
+    """The tokens that may complete one of the strings: those that hold its last character.
+
+    All tokens where that is no visible ASCII character, which vocabularies write as it is or as a byte.
+    """
+    vocabulary, ends = tokenizer.get_vocab(), {text[-1] for text in stop}
+    if not all("!" <= end <= "~" for end in ends):
+        return frozenset(vocabulary.values())
+    single = {f"<0x{ord(end):02X}>" for end in ends}
+    return frozenset(
+        token for piece, token in vocabulary.items() if piece in single or any(end in piece for end in ends)
+    )

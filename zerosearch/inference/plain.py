@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from zerosearch.inference.decoder import SUPPORTED
-from zerosearch.inference.local import Active, Lane, LaneSampler, LocalSampler, draw
+from zerosearch.inference.local import Active, BatchSampler, Lane, LocalSampler, QueuedSampler, draw, stop_reason
 from zerosearch.inference.sampler import StopReason
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def lane_sampler(
     length: int,
     lane: Lane | None = None,
     dtype: torch.dtype = torch.float32,
-) -> LaneSampler:
+) -> BatchSampler:
     """The local sampler where it knows the architecture, else the plain one."""
     kind = model.config.model_type
     if kind in SUPPORTED:
@@ -52,7 +52,7 @@ def lane_sampler(
     return PlainSampler(model, tokenizer, slots, length, lane, dtype)
 
 
-class PlainSampler(LaneSampler):
+class PlainSampler(QueuedSampler):
     """Continues token ids with transformers' `generate`, on its own copy of the model.
 
     A step is a whole batch of at most `slots` requests, padded on the left, each of which waits for the longest; every
@@ -92,7 +92,7 @@ class PlainSampler(LaneSampler):
         padding = [longest - len(active.request.token_ids) for active in batch]
         ids = [[0] * pad + list(active.request.token_ids) for pad, active in zip(padding, batch, strict=True)]
         device = self._model.device
-        draws = Draws(batch, self.stop_reason)
+        draws = Draws(batch, lambda active: stop_reason(active, self.tokenizer, self._end_ids))
         self._model.generate(
             torch.tensor(ids, device=device),
             attention_mask=(torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(device),

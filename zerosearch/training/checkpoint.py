@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTERS = "adapters.safetensors"
+INDEX = "model.safetensors.index.json"
 CRITIC = "critic"
 """Folder of the critic inside a checkpoint."""
 
@@ -83,6 +84,7 @@ def save_checkpoint(
     target = folder / f"step-{state.step:06d}"
     with whole_folder(target) as temporary:
         model.save_pretrained(temporary, state_dict=merged_state(model))
+        _write_index(temporary)
         tokenizer.save_pretrained(temporary)
         if has_adapters(model):
             save_file(adapter_state(model), temporary / ADAPTERS)
@@ -96,6 +98,16 @@ def save_checkpoint(
         (temporary / "state.json").write_text(json.dumps(asdict(state)))
     drop_old(folder, keep, state.step if good_step is None else good_step)
     return target
+
+
+def _write_index(folder: Path) -> None:
+    """Say which file holds the model: without that, vLLM and SGLang take every .safetensors file for a part of it."""
+    if not (folder / INDEX).exists():
+        weights = folder / "model.safetensors"
+        with safe_open(weights, "pt") as file:
+            places = dict.fromkeys(sorted(file.keys()), weights.name)
+        index = {"metadata": {"total_size": weights.stat().st_size}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
 def drop_old(folder: Path, keep: int, good_step: int) -> None:

@@ -36,6 +36,10 @@ class Model(Section):
     """`chat` (instruct models), `completion` (base models), or a file: a set with a `prompt` column, a saved prompt."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the forward and backward pass; weights stay float32. `auto` takes bfloat16 where it is fast."""
+    sampler: Literal["local", "vllm"] = "local"
+    """What the policy writes with: this package's own sampler, or vLLM in this process, which must be installed."""
+    memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the device's memory that vLLM may take for keys and values."""
 
     @field_validator("prompt")
     @classmethod
@@ -434,6 +438,11 @@ class Recipe(Section):
             raise ValueError(
                 f"reward.length_start is {reward.length_start}, but an episode writes at most {written} tokens "
                 "((agent.max_turns + 1) * agent.max_tokens_per_turn); set it below that"
+            )
+        if self.model.sampler == "vllm" and training.deterministic:
+            raise ValueError(
+                'training.deterministic is true, but model.sampler is "vllm", which promises no equal bits; set '
+                'model.sampler = "local" or training.deterministic = false'
             )
         if self.search.type == "none" and self.agent.max_turns:
             raise ValueError(

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from zerosearch.training.recipe_section import Count, FiniteFloat, NonNegativeFloat, Section
+from zerosearch.training.recipe_section import Count, FiniteFloat, NonNegativeFloat, PositiveFloat, Section
 
 
 class Weights(Section):
@@ -30,6 +30,8 @@ class Reward(Section):
     """`f1` (word overlap), `em` (equal), `substring_em` (holds it) or `weighted` (a sum, see `reward.weights`)."""
     function: str = ""
     """A Python function as `module:function`; it gets the `Trajectory` of an episode and returns a number."""
+    timeout: PositiveFloat = 60.0
+    """Seconds that `function` may take for an episode; then the run stops."""
     search_cost: NonNegativeFloat = 0.0
     """Taken off for each search beyond the free ones."""
     free_searches: Count = 0

@@ -1,9 +1,13 @@
 """What an episode earns: a sum of parts."""
 
+import asyncio
 import importlib
 import math
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import cast
@@ -43,6 +47,39 @@ def reward_parts(trajectory: Trajectory, recipe: Recipe) -> dict[str, float]:
             trajectory.policy_tokens, reward.length_start, _most_written(recipe.agent)
         )
     return parts
+
+
+async def rewarded(trajectory: Trajectory, recipe: Recipe) -> dict[str, float]:
+    """`reward_parts`; where a function of one's own is among them, in a thread, so that other episodes go on.
+
+    Raises:
+        UserError: as there, or it took longer than `reward.timeout`.
+    """
+    reward = recipe.reward
+    if not reward.function:
+        return reward_parts(trajectory, recipe)
+    try:
+        return await asyncio.wait_for(_in_thread(partial(reward_parts, trajectory, recipe)), reward.timeout)
+    except TimeoutError as error:
+        raise UserError(
+            f"{_place(reward.function, trajectory)} took longer than {reward.timeout:g} seconds: make it faster, or "
+            "raise reward.timeout"
+        ) from error
+
+
+def _in_thread(call: Callable[[], dict[str, float]]) -> "asyncio.Future[dict[str, float]]":
+    """Begin a call in a thread of its own, which the end of the process does not wait for."""
+    outcome: Future[dict[str, float]] = Future()
+    outcome.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="reward", daemon=True).start()
+    return asyncio.wrap_future(outcome)
 
 
 def _part(name: str, trajectory: Trajectory, reward: Reward) -> float:
@@ -93,15 +130,19 @@ def load_function(path: str) -> RewardFunction:
 
 def _value_of(path: str, trajectory: Trajectory) -> float:
     function = load_function(path)
-    place = f"reward.function {path} on question '{trajectory.question.id}'"
+    place = _place(path, trajectory)
     try:
         value = function(trajectory)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{place} raised {_said(error)}: it must return a number for every episode") from error
     if not isinstance(value, Real) or not math.isfinite(value):
         raise UserError(f"{place} returned {value!r}: it must return a finite number")
     return float(value)
 
 
-def _said(error: Exception) -> str:
+def _place(path: str, trajectory: Trajectory) -> str:
+    return f"reward.function {path} on question '{trajectory.question.id}'"
+
+
+def _said(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -12,7 +12,7 @@ from zerosearch.data import Question
 from zerosearch.evaluation.benchmark import check_failures
 from zerosearch.training.advantages import has_spread
 from zerosearch.training.recipe import Recipe
-from zerosearch.training.rewards import reward_parts
+from zerosearch.training.rewards import rewarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +106,5 @@ async def _run_group(
 
     last_sample = first_sample + recipe.training.samples_per_question
     trajectories = await asyncio.gather(*[one(sample) for sample in range(first_sample, last_sample)])
-    parts = tuple(reward_parts(trajectory, recipe) for trajectory in trajectories)
+    parts = tuple([await rewarded(trajectory, recipe) for trajectory in trajectories])
     return Group(tuple(trajectories), tuple(sum(each.values()) for each in parts), parts)

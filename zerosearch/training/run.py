@@ -13,7 +13,7 @@ from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
-from zerosearch.inference.local import Lane, LaneSampler
+from zerosearch.inference.local import BatchSampler, Lane
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
 from zerosearch.inference.plain import lane_sampler
 from zerosearch.inference.sampled_chat import SampledChat
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from zerosearch.inference.chat import ChatModel
+    from zerosearch.inference.vllm import VllmSampler
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Run:
         self.lane = Lane()
         self.dtype = compute_dtype(self.recipe.model.dtype)
         self._policy: PreTrainedModel | None = None
+        self._vllm: VllmSampler | None = None
         self._remote: dict[str, SearchEngine] = {}
 
     @cached_property
@@ -144,23 +146,35 @@ class Run:
     def settings(self, training: bool) -> EpisodeSettings:
         return episode_settings(self.recipe, training)
 
-    def sampler(self, model: "PreTrainedModel", slots: int, length: int) -> LaneSampler:
-        """A sampler of the model. length: of the longest sequence; more where the policy writes pages, too."""
+    def sampler(self, model: "PreTrainedModel", slots: int, length: int) -> BatchSampler:
+        """A sampler of the model. length: of the longest sequence; more where the policy writes pages, too.
+
+        vLLM is started once, and the same sampler takes the weights of another model then.
+        """
         if self.recipe.policy_simulates:
             length = max(length, prompt_length(self.recipe, self.tokenizer))
-        return lane_sampler(model, self.tokenizer, slots, length, self.lane, self.dtype)
+        if self.recipe.model.sampler == "local":
+            return lane_sampler(model, self.tokenizer, slots, length, self.lane, self.dtype)
+        if self._vllm:
+            self._vllm.take_weights(model)
+        else:
+            from zerosearch.inference.vllm import VllmSampler
 
-    def agent(self, sampler: LaneSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
+            share = self.recipe.model.memory_share
+            self._vllm = VllmSampler(model, self.tokenizer, slots, length, self.lane, self.dtype, share)
+        return self._vllm
+
+    def agent(self, sampler: BatchSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
         return Agent(sampler, self.tokenizer, engine, settings, TagProtocol(searches=engine is not None))
 
     def schedule(self, rewards: Sequence[float]) -> Schedule:
         return make_schedule(self.recipe, rewards)
 
-    def simulator(self, schedule: Schedule, sampler: LaneSampler | None = None) -> Simulator:
+    def simulator(self, schedule: Schedule, sampler: BatchSampler | None = None) -> Simulator:
         """The simulated engine. sampler: the policy's, which writes the pages where it plays itself."""
         return make_simulator(self.recipe, self._simulation_chat(sampler), schedule)
 
-    def _simulation_chat(self, sampler: LaneSampler | None) -> "ChatModel":
+    def _simulation_chat(self, sampler: BatchSampler | None) -> "ChatModel":
         recipe, simulation = self.recipe, self.recipe.simulation
         if simulation.url:
             return served_chat(recipe)

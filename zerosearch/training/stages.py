@@ -14,9 +14,10 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
-from zerosearch.inference.local import LaneSampler
+from zerosearch.inference.local import BatchSampler
 from zerosearch.inference.models import load_tokenizer
 from zerosearch.inference.supervised import SupervisedSettings, learn
+from zerosearch.inference.vllm import check_installed
 from zerosearch.report.console import open_console
 from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
 from zerosearch.report.files import write_atomically
@@ -40,7 +41,7 @@ from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
 
-Method = Callable[[LaneSampler, EpisodeSettings], Episode]
+Method = Callable[[BatchSampler, EpisodeSettings], Episode]
 
 
 def train(recipe: Recipe) -> None:
@@ -51,6 +52,8 @@ def train(recipe: Recipe) -> None:
     """
     if recipe.reward.function:
         load_function(recipe.reward.function)
+    if recipe.model.sampler == "vllm":
+        check_installed()
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
@@ -229,6 +232,7 @@ def measure(
     if isinstance(engine, CountedEngine):
         engine.reset_counters()
     sampler = run.sampler(run.policy, recipe.evaluation.batch, settings.max_length)
+    sampled_before = sampler.tokens_sampled
     episode = method(sampler, settings) if method else run.agent(sampler, engine, settings).episode
     records: list[Scored] = []
 
@@ -240,7 +244,7 @@ def measure(
             em=fmean(record.em for record in records),
             searches=fmean(record.searches for record in records),
             invalid_actions=fmean(record.invalid_actions for record in records),
-            tokens_per_second=sampler.tokens_sampled / (time.perf_counter() - started),
+            tokens_per_second=(sampler.tokens_sampled - sampled_before) / (time.perf_counter() - started),
         )
 
     trajectories = asyncio.run(

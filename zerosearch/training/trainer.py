@@ -7,7 +7,7 @@ from typing import Any
 
 from zerosearch.errors import RunError
 from zerosearch.inference.adapters import add_adapters
-from zerosearch.inference.local import LaneSampler
+from zerosearch.inference.local import BatchSampler
 from zerosearch.inference.models import release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
@@ -157,7 +157,7 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch, coming
     )
 
 
-def _engine(run: Run, rewards: Sequence[float], sampler: LaneSampler) -> CountedEngine | None:
+def _engine(run: Run, rewards: Sequence[float], sampler: BatchSampler) -> CountedEngine | None:
     recipe = run.recipe
     match recipe.search.type:
         case "none":
