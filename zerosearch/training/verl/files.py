@@ -25,13 +25,13 @@ class Files:
     """verl's metrics, a JSON object a line."""
 
     @classmethod
-    def of(cls, folder: Path, train: Path, test: Path) -> Self:
-        """The files of a run folder, with questions that `write_data` wrote."""
+    def of(cls, folder: Path) -> Self:
+        """The files of a run folder, whether they are there yet or not."""
         folder = folder.absolute()
         verl = folder / "verl"
         return cls(
-            train=train.absolute(),
-            test=test.absolute(),
+            train=verl / "train.parquet",
+            test=verl / "test.parquet",
             agent=verl / "agent.yaml",
             recipe=folder / "recipe.toml",
             folder=folder,
