@@ -244,6 +244,11 @@ def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
     return str(checkpoints / "simulator") if recipe.simulation.tuning.enabled else recipe.simulation.model
 
 
+def policy_start(recipe: Recipe, checkpoints: Path) -> str:
+    """The folder or name of the model before reinforcement."""
+    return str(checkpoints / "warm-start") if recipe.warm_start.enabled else recipe.model.name
+
+
 def make_remote(recipe: Recipe, kind: str) -> SearchEngine:
     """The search engine behind HTTP of that kind, with its cache where the recipe has one.
 

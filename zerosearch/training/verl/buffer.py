@@ -8,17 +8,19 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 import transfer_queue as tq
+from tensordict import TensorDict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.evaluation.benchmark import score_trajectory
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, Scalar, summarize
+from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, summarize
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
@@ -50,6 +52,11 @@ class Episode:
         return self.key.split("_")[0]
 
     @property
+    def place(self) -> tuple[str, str, str, int]:
+        question = self.trajectory.question
+        return question.data_set, question.id, self.group, self.trajectory.sample
+
+    @property
     def failed(self) -> bool:
         return bool(self.fields["error"])
 
@@ -63,8 +70,8 @@ class EpisodeBuffer(ReplayBuffer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"poll_interval": POLL_SECONDS} | kwargs)
-        self._recipe = load_recipe(self.sampler_kwargs["recipe"])
-        self._folder = RunFolder.open(self._recipe.output)
+        recipe = Path(self.sampler_kwargs["recipe"])
+        self._recipe, self._folder = load_recipe(str(recipe)), RunFolder.open(recipe.parent)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
         """Wait for the episodes of `batch_size` questions; return verl's batch of them, and the step's figures.
@@ -75,7 +82,7 @@ class EpisodeBuffer(ReplayBuffer):
         batch, figures = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
         found = zip(batch.keys, data["extra_fields"].tolist(), strict=True)
-        episodes = sorted((Episode.of(key, fields) for key, fields in found), key=lambda episode: episode.key)
+        episodes = sorted((Episode.of(key, fields) for key, fields in found), key=lambda episode: episode.place)
         check(episodes, self._recipe.search.failure_threshold)
         if partition_id == "val":
             self._write_results(global_steps, episodes)
@@ -88,7 +95,8 @@ class EpisodeBuffer(ReplayBuffer):
     def _write_results(self, step: int, episodes: Sequence[Episode]) -> None:
         """Keep the test of the untrained and of the trained policy as other runs keep theirs."""
         recipe, folder = self._recipe, self._folder
-        system = {0: UNTRAINED, recipe.training.steps: TRAINED}.get(step)
+        before = WARM_START if recipe.warm_start.enabled else UNTRAINED
+        system = {0: before, recipe.training.steps: TRAINED}.get(step)
         if system is None:
             return
         scored = [score_trajectory(episode.trajectory) for episode in episodes]
@@ -139,8 +147,6 @@ def even_out(episodes: Sequence[Episode], partition: str) -> None:
     scores = torch.nested.as_nested_tensor(
         [torch.tensor([means[episode.group]], dtype=torch.float32) for episode in failed], layout=torch.jagged
     )
-    from tensordict import TensorDict
-
     fields = TensorDict({"rm_scores": scores}, batch_size=len(failed))
     tq.kv_batch_put(keys=[episode.key for episode in failed], partition_id=partition, fields=fields)
 

@@ -75,7 +75,7 @@ class Session:
         if request.stop:
             parameters |= {"stop": list(request.stop), **KEEP_STOP[served.rollout]}
         if served.seeded:
-            parameters[SEED[served.rollout]] = request.seed & (2**63 - 1)
+            parameters[SEED[served.rollout]] = request.seed
         started = time.perf_counter()
         output = await served.servers.generate(
             self._name, prompt_ids=list(request.token_ids), sampling_params=parameters

@@ -21,6 +21,7 @@ from zerosearch.training.engines import (
     make_remote,
     make_schedule,
     make_simulator,
+    policy_start,
     simulation_chat,
     simulation_model,
     training_engine,
@@ -32,12 +33,14 @@ from zerosearch.training.recipe_remote import REMOTE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from zerosearch.inference.chat import ChatModel
+
 
 class Workshop:
     """Made once in a process; engines are made when an episode first needs them."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, checkpoints: Path) -> None:
+        self.recipe, self._checkpoints = recipe, checkpoints
         self.name = uuid4().hex
         self._settings = {training: episode_settings(recipe, training) for training in (True, False)}
         self._policy: SampledChat | None = None
@@ -71,17 +74,17 @@ class Workshop:
 
     @cached_property
     def training_engine(self) -> CountedEngine | None:
-        recipe = self.recipe
         return training_engine(
-            recipe,
-            lambda: make_simulator(
-                recipe,
-                self._policy
-                or simulation_chat(recipe, simulation_model(recipe, RunFolder(Path(recipe.output)).checkpoints)),
-                make_schedule(recipe),
-            ),
+            self.recipe,
+            lambda: make_simulator(self.recipe, self._policy or self._simulator(), make_schedule(self.recipe)),
             lambda kind: self._remote(kind) if kind in REMOTE else BM25Engine(self._corpus, name="training"),
         )
+
+    def _simulator(self) -> "ChatModel":
+        recipe = self.recipe
+        frozen = recipe.simulation.mode == "self"
+        start = policy_start if frozen else simulation_model
+        return simulation_chat(recipe, start(recipe, self._checkpoints))
 
     @cached_property
     def test_engine(self) -> CountingEngine | None:
@@ -112,7 +115,8 @@ _workshops: dict[str, Workshop] = {}
 def workshop(recipe: str, workers: int) -> Workshop:
     """The process's workshop for the recipe of that path, with one worker's share of what servers may be asked."""
     if recipe not in _workshops:
-        _workshops[recipe] = Workshop(share(load_recipe(recipe), workers))
+        checkpoints = RunFolder(Path(recipe).parent).checkpoints
+        _workshops[recipe] = Workshop(share(load_recipe(recipe), workers), checkpoints)
     return _workshops[recipe]
 
 
