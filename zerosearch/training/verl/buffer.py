@@ -5,7 +5,7 @@ into the run folder, and a run whose searches fail ends here, before the step's 
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transfer_queue as tq
+from pyarrow.parquet import read_metadata
 from tensordict import TensorDict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
@@ -26,6 +27,7 @@ from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
+from zerosearch.training.verl.files import Files
 
 STAGE = "reinforcement"
 PREFIX = "zerosearch/"
@@ -72,6 +74,8 @@ class EpisodeBuffer(ReplayBuffer):
         super().__init__(*args, **{"poll_interval": POLL_SECONDS} | kwargs)
         recipe = Path(self.sampler_kwargs["recipe"])
         self._recipe, self._folder = load_recipe(str(recipe)), RunFolder.open(recipe.parent)
+        self._questions = read_metadata(Files.of(recipe.parent).test).num_rows
+        self._tested: list[Episode] = []
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
         """Wait for the episodes of `batch_size` questions; return verl's batch of them, and the step's figures.
@@ -93,14 +97,16 @@ class EpisodeBuffer(ReplayBuffer):
         return batch, figures | {f"{PREFIX}{name}": value for name, value in figures_of(episodes).items()}
 
     def _write_results(self, step: int, episodes: Sequence[Episode]) -> None:
-        """Keep the test of the untrained and of the trained policy as other runs keep theirs."""
+        """Keep the test of the policy before and after training as other runs keep theirs, once it is complete."""
         recipe, folder = self._recipe, self._folder
         before = WARM_START if recipe.warm_start.enabled else UNTRAINED
         system = {0: before, recipe.training.steps: TRAINED}.get(step)
-        if system is None:
+        self._tested += episodes
+        if system is None or len(self._tested) < self._questions:
             return
-        scored = [score_trajectory(episode.trajectory) for episode in episodes]
-        rows = ({**e.record, "f1": s.f1, "em": s.em} for e, s in zip(episodes, scored, strict=True))
+        tested, self._tested = self._tested, []
+        scored = [score_trajectory(episode.trajectory) for episode in tested]
+        rows = ({**e.record, "f1": s.f1, "em": s.em} for e, s in zip(tested, scored, strict=True))
         folder.write_trajectories(system, rows)
         folder.add_system(system, summarize(scored, conditions(recipe)))
 
@@ -183,7 +189,7 @@ def _finished(episode: Episode) -> int:
 
 def joined(counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What the engines of several processes counted: sums; of rates the mean, weighted with the pages of each."""
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
     for each in counters:
         pages = each.get("simulator/pages", each["episodes"])

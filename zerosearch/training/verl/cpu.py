@@ -3,6 +3,7 @@
 Each patch replaces a function before the module that calls it imports its name.
 """
 
+import os
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,10 +41,8 @@ def _device_module() -> types.ModuleType:
 
 def _memory() -> tuple[int, int]:
     """Bytes of memory that are free, and all."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return memory.available, memory.total
+    page = os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
 class Cpu(PlatformBase):

@@ -140,7 +140,7 @@ def environment(recipe: Recipe, files: Files) -> dict[str, str]:
     }
     if recipe.verl.device == "cpu":
         given |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
-        given["OMP_NUM_THREADS"] = str(recipe.training.threads or 1)
+        given.setdefault("OMP_NUM_THREADS", "1")
     return given
 
 
