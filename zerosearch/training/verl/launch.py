@@ -93,7 +93,7 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     """
     files = Files.of(folder.path)
     files.agent.parent.mkdir(exist_ok=True)
-    write_data(recipe, files.agent.parent)
+    write_data(recipe, folder.path)
     write_atomically(files.agent, agent_yaml(files))
     done = steps_saved(files.checkpoints)
     folder.resume(STAGE, done)
@@ -139,7 +139,7 @@ def environment(recipe: Recipe, files: Files) -> dict[str, str]:
         "HYDRA_FULL_ERROR": "1",
     }
     if recipe.verl.device == "cpu":
-        given |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+        given |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
         given.setdefault("OMP_NUM_THREADS", "1")
     return given
 
@@ -219,7 +219,8 @@ def why(log: Path) -> str:
     text = log.read_text("utf-8", errors="replace")
     if said := SAID.findall(text):
         return str(said[-1]).strip().rstrip(".")
-    return f"verl's program ended with an error; what it said is at the end of {log}"
+    last = text.rstrip().rpartition("\n")[2].strip().rstrip(".")
+    return f"verl's program ended with an error ({last}); all that it said is in {log}"
 
 
 def way_on(files: Files) -> str:
