@@ -23,6 +23,11 @@ ON_VERL = [
     "report.examples=0",
 ]
 
+PROBED = [
+    'verl.overrides.trainer.v1.sampler.custom_sampler.path="pkg://verl_probe"',
+    "verl.overrides.trainer.v1.sampler.custom_sampler.name=ProbeBuffer",
+]
+
 
 def recipe(model: Path, output: Path, *overrides: str) -> Recipe:
     given = [*SMALL, *ONLY_RL, f"model.name={model}", f"simulation.model={model}", f"output={output}"]
@@ -41,12 +46,16 @@ def verl_rows(run: Path) -> list[dict[str, Any]]:
     return lines(run / "verl" / "metrics.jsonl")
 
 
-def programs() -> Iterator[str]:
-    """The command lines of processes that a launcher of ours started."""
+def commands() -> Iterator[tuple[int, str]]:
+    """Number and command line of the processes that a launcher of ours started."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 if b"ZEROSEARCH_PROGRAM=" in (folder / "environ").read_bytes():
-                    yield (folder / "cmdline").read_text()
+                    yield int(folder.name), (folder / "cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
+
+
+def programs() -> Iterator[str]:
+    return (line for _, line in commands())
