@@ -140,6 +140,9 @@ def _rollout(recipe: Recipe, files: Files) -> Keys:
         f"{ROLLOUT}.agent.default_agent_loop": "zerosearch",
         f"{ROLLOUT}.agent.agent_loop_config_path": str(files.agent),
     }
+    if verl.rollout == "local":
+        episodes = recipe.training.questions_per_step * recipe.training.samples_per_question
+        keys[f"{ROLLOUT}.max_num_seqs"] = min(episodes, recipe.evaluation.batch)
     if verl.rollout == "sglang":
         keys[f"{ROLLOUT}.skip_tokenizer_init"] = False  # it ends turns at strings
     if verl.rollout == "vllm" and verl.device == "cpu":
@@ -277,8 +280,8 @@ def _micro_batch_tokens(recipe: Recipe) -> int:
 def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int) -> Keys:
     """AdamW as the local trainer has it: step s of a warm-up of W steps takes s / W of the rate.
 
-    verl's constant schedule would take (s - 1) / W, nothing at the first step. Its cosine counts from 1, and is constant
-    after the warm-up where its lowest rate is the highest, too.
+    verl's constant schedule would take (s - 1) / W, nothing at the first step. Its cosine counts from 1, and is
+    constant after the warm-up where its lowest rate is the highest, too.
     """
     settings: Keys = {
         "lr": rate,
@@ -320,6 +323,9 @@ def _trainer(recipe: Recipe, files: Files) -> Keys:
         "trainer.project_name": "zerosearch",
         "trainer.experiment_name": Path(recipe.output).name,
         "trainer.logger": [*verl.loggers, "file"],
+        "trainer.v1.sampler.custom_sampler.path": "pkg://zerosearch.training.verl.buffer",
+        "trainer.v1.sampler.custom_sampler.name": "EpisodeBuffer",
+        "trainer.v1.sampler.sampler_kwargs.recipe": str(files.recipe),
     }
     if critic.warmup_steps and recipe.algorithm.estimator == "critic":
         keys["trainer.critic_warmup"] = critic.warmup_steps + 1  # the first step that the policy learns in
