@@ -27,8 +27,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
     simulation, training = recipe.simulation, recipe.training
     if recipe.simulates and simulation.frozen:
         yield (
-            'simulation.frozen is true, but verl does not keep the policy as it was: set simulation.mode = "prompt" and '
-            "simulation.frozen = false, and let a server at simulation.url write with the model of model.name"
+            'simulation.frozen is true, but verl does not keep the policy as it was: set simulation.mode = "prompt" '
+            "and simulation.frozen = false, and let a server at simulation.url write with the model of model.name"
         )
     if recipe.simulates and simulation.noise.schedule == "adaptive":
         yield (
