@@ -18,7 +18,7 @@ QUESTION = "Who was the first coach of the team that won the national championsh
 CHARACTERS_PER_TOKEN = 4
 PRICE, PRICED = 586.7 / 64_000, "SerpAPI, May 2025: $586.70 for 64,000 searches, arXiv 2505.04588, table 8"
 """Dollars for a search at a paid API."""
-RATE = 1.1e13
+RATE = 5e12
 """Floating-point operations in a second of a GPU, in the one published run; see `docs/guides/sizing.md`."""
 LAYER_BYTES, KEPT_BYTES, LOGIT_BYTES = 34, 2, 8
 """Activations: of a token in a layer by its width (arXiv 2205.05198), what is kept of it when they are computed again,
