@@ -21,9 +21,7 @@ SHOWN = {
 """Keys of the recipe that the card repeats."""
 
 
-def model_card(
-    recipe: Mapping[str, Any], results: Results, versions: Mapping[str, Any], checkpoint: str
-) -> str:
+def model_card(recipe: Mapping[str, Any], results: Results, versions: Mapping[str, Any], checkpoint: str) -> str:
     """The text of README.md. recipe: with every key. checkpoint: the name of the one that was exported."""
     return "\n".join(
         [*_header(recipe), *_what(recipe, checkpoint), *_measured(results), *_settings(recipe), *_made(versions), ""]

@@ -32,9 +32,7 @@ def export(run: Path, out: Path) -> str:
             merge(checkpoint, recipe.verl.strategy, temporary)
         else:
             check_weights(checkpoint)
-            shutil.copytree(
-                checkpoint, temporary, ignore=shutil.ignore_patterns(*FOR_TRAINING), dirs_exist_ok=True
-            )
+            shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns(*FOR_TRAINING), dirs_exist_ok=True)
         card = model_card(recipe.model_dump(), folder.read_results(), folder.read_versions(), checkpoint.name)
         (temporary / "README.md").write_text(card, "utf-8")
     return checkpoint.name

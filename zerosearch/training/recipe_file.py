@@ -74,7 +74,7 @@ def _extended(table: Table, folder: Path, read: list[str]) -> Table:
         return table
     name = table["extends"]
     if not isinstance(name, str) or not name:
-        raise UserError(f'extends is {_shown(name)} in {read[-1]}; set it to the name or the path of one recipe')
+        raise UserError(f"extends is {_shown(name)} in {read[-1]}; set it to the name or the path of one recipe")
     if name not in built_in_recipes():
         name = str(folder / name)
     if name in read:

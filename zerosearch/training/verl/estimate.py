@@ -37,9 +37,7 @@ class Habits:
     def at_most(cls, recipe: Recipe) -> Self:
         """The limits of the recipe."""
         documents = recipe.search.k
-        return cls(
-            recipe.agent.max_turns, recipe.agent.max_tokens_per_turn, recipe.simulation.max_tokens / documents
-        )
+        return cls(recipe.agent.max_turns, recipe.agent.max_tokens_per_turn, recipe.simulation.max_tokens / documents)
 
     def within(self, recipe: Recipe) -> Self:
         most = self.at_most(recipe)
@@ -201,8 +199,7 @@ def _asking_tokens(recipe: Recipe) -> float:
     """Tokens of a simulator's prompt, in the mean of useful and noisy ones."""
     template = _template(recipe)
     asked = [
-        template.render(QUESTION, QUESTION, "Harold Henderson", noise, recipe.search.k)
-        for noise in ("useful", "noisy")
+        template.render(QUESTION, QUESTION, "Harold Henderson", noise, recipe.search.k) for noise in ("useful", "noisy")
     ]
     return sum(len(message["content"]) for messages in asked for message in messages) / 2 / CHARACTERS_PER_TOKEN
 

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from zerosearch.errors import RunError
+from zerosearch.training.verl.launch import steps_saved
 
-LAST = "latest_checkpointed_iteration.txt"
-"""Where verl notes the step of its last whole checkpoint."""
 ADAPTER = "lora_adapter"
 MERGE_SECONDS = 3600
 
@@ -20,13 +19,11 @@ def last_checkpoint(checkpoints: Path) -> Path | None:
     Raises:
         RunError: the checkpoint that verl noted is not there.
     """
-    noted = checkpoints / LAST
-    if not noted.is_file():
-        return None
-    found = checkpoints / f"global_step_{noted.read_text().strip()}"
-    if not (found / "actor").is_dir():
-        raise RunError(f"{noted} names {found.name}, which holds no actor: write the last whole step into that file")
-    return found
+    step = steps_saved(checkpoints)
+    found = checkpoints / f"global_step_{step}"
+    if step and not (found / "actor").is_dir():
+        raise RunError(f"{checkpoints} should hold a policy in {found.name}, and does not: resume the run to write one")
+    return found if step else None
 
 
 def merge(checkpoint: Path, strategy: str, target: Path) -> None:
