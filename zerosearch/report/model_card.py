@@ -47,10 +47,10 @@ def _what(recipe: Mapping[str, Any], checkpoint: str) -> Iterator[str]:
     yield f"# {_public(recipe['model']['name']).rpartition('/')[2]}, trained to search\n"
     yield (
         f"A policy that searches, trained by reinforcement learning ({recipe['algorithm']['type']}) against {engine} "
-        f"with ZeroSearch: checkpoint `{checkpoint}` of {training['steps']} steps. The licence is that of the base model."
+        f"with ZeroSearch: checkpoint `{checkpoint}` of {training['steps']} steps. Its licence is that of its base."
     )
     yield (
-        "\nIt thinks in `<think>`, asks in `<search>`, reads the page that comes back in `<information>`, and answers in "
+        "\nIt thinks in `<think>`, asks in `<search>`, reads what comes back in `<information>`, and answers in "
         "`<answer>`. Stop its turns at `</search>` and `</answer>`, and give it pages of a search engine of your own:\n"
     )
     yield "```bash\nzerosearch train world model.name=THIS_FOLDER training.steps=0   # evaluates it\n```\n"

@@ -21,7 +21,7 @@ from zerosearch.training.doctor import Finding
 Device = Literal["cuda", "cpu"]
 LIMITS = {"products": 60, "sampler": 180, "adapters": 90, "verl": 270}
 """Seconds that each step may take: ten minutes in all."""
-PROMPT = "Question: What is the capital of Kenya?\nAnswer:"
+PROMPT = "The capital of Kenya is Nairobi. The capital of France is Paris. The capital of"
 TOLERANCE = {"cuda": 0.3, "cpu": 0.1}
 """How far log-probabilities of sampler and trainer may differ: bfloat16 on a GPU, float32 on the CPU."""
 END_SECONDS = 20

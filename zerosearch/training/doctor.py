@@ -1,4 +1,4 @@
-"""Whether this machine can carry out a recipe: each check says what it found, and what to do where that is not enough."""
+"""Whether this machine can carry out a recipe: each check says what it found, and what to do if it is not enough."""
 
 import asyncio
 import os

@@ -21,7 +21,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Weights of the embedding, the linear layers and the output layer; norms and biases, one in a thousand, not."""
+        """Weights of embedding, linear layers and output layer; norms and biases, one in a thousand, are left out."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * sum(inputs * outputs for inputs, outputs in self.linear)
 
@@ -56,7 +56,7 @@ KNOWN = {
     "Simulation_LLM_google_7B_V2": Shape(28, 3584, 28, 4, 128, 18944, 152064, tied=False),
     "Simulation_LLM_google_14B_V2": Shape(48, 5120, 40, 8, 128, 13824, 152064, tied=False),
 }
-"""By the last part of the hub id, without `-Instruct` or `-Base`; the figures are those of the published config.json."""
+"""By the last part of the hub id, without `-Instruct` or `-Base`; figures of the published config.json."""
 
 
 def shape_of(name: str) -> Shape | None:
