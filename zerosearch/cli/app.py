@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from zerosearch import __version__
-from zerosearch.cli import ask, data, evaluate, search, serve, simulate, train, view
+from zerosearch.cli import ask, data, doctor, evaluate, export, search, serve, simulate, train, view
 from zerosearch.cli.main import Interrupted
 
 
@@ -49,6 +49,8 @@ app.command()(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command()(ask.ask)
 app.command()(view.view)
+app.command()(export.export)
+app.command()(doctor.doctor)
 app.command()(serve.serve)
 app.add_typer(data.app, name="data")
 app.add_typer(search.app, name="search")

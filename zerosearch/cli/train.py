@@ -25,6 +25,8 @@ def train(
         typer.echo(resolved_toml(resolved))
         typer.echo("\n".join(plan(resolved)))
         return
-    from zerosearch.training.stages import train as carry_out
-
+    if resolved.trainer == "verl":
+        from zerosearch.training.verl.launch import train as carry_out
+    else:
+        from zerosearch.training.stages import train as carry_out
     carry_out(resolved)

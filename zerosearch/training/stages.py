@@ -67,7 +67,7 @@ def train(recipe: Recipe) -> None:
         if recipe.training.steps and not (trained and TRAINED in folder.read_results().systems):
             trainer.reinforce(run, start)
         evaluate_policy(run, TRAINED)
-    report(run)
+    report(recipe, folder)
 
 
 def stage_names(recipe: Recipe) -> list[str]:
@@ -282,16 +282,16 @@ def _engine_conditions(engine: SearchEngine | None, recipe: Recipe) -> dict[str,
     }
 
 
-def report(run: Run) -> None:
+def report(recipe: Recipe, folder: RunFolder) -> None:
     """Print examples, results and the last line, and draw the learning curve."""
-    folder, results = run.folder, run.folder.read_results()
+    results = folder.read_results()
     trajectories = [Trajectory.from_json(record) for record in folder.read_trajectories(TRAINED)]
     examples = [Example.of(trajectory, score_trajectory(trajectory)) for trajectory in trajectories]
-    chosen = pick_examples(examples)[: run.recipe.report.examples]
+    chosen = pick_examples(examples)[: recipe.report.examples]
     write_atomically(folder.examples, examples_text(chosen))
     show_examples(chosen)
     show_results(results)
-    if run.recipe.training.steps:
+    if recipe.training.steps:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
     console = open_console()
     console.print(f"run folder: {folder.path}", markup=False, highlight=False)
