@@ -314,7 +314,7 @@ def _trainer(recipe: Recipe, files: Files) -> Keys:
         "trainer.total_training_steps": training.steps,
         "trainer.total_epochs": 1,
         "trainer.val_before_train": recipe.evaluation.untrained,
-        "trainer.test_freq": training.steps,
+        "trainer.test_freq": training.steps if recipe.evaluation.trained else -1,
         "trainer.save_freq": training.save_every or training.steps,
         "trainer.max_actor_ckpt_to_keep": training.keep,
         "trainer.max_critic_ckpt_to_keep": training.keep,
