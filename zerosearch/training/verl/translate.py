@@ -280,8 +280,8 @@ def _micro_batch_tokens(recipe: Recipe) -> int:
 def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int) -> Keys:
     """AdamW as the local trainer has it: step s of a warm-up of W steps takes s / W of the rate.
 
-    verl's constant schedule would take (s - 1) / W, nothing at the first step. Its cosine counts from 1, and is constant
-    after the warm-up where its lowest rate is the highest, too.
+    verl's constant schedule would take (s - 1) / W, nothing at the first step. Its cosine counts from 1, and is
+    constant after the warm-up where its lowest rate is the highest, too.
     """
     settings: Keys = {
         "lr": rate,
@@ -314,7 +314,7 @@ def _trainer(recipe: Recipe, files: Files) -> Keys:
         "trainer.total_training_steps": training.steps,
         "trainer.total_epochs": 1,
         "trainer.val_before_train": recipe.evaluation.untrained,
-        "trainer.test_freq": training.steps,
+        "trainer.test_freq": training.steps if recipe.evaluation.trained else -1,
         "trainer.save_freq": training.save_every or training.steps,
         "trainer.max_actor_ckpt_to_keep": training.keep,
         "trainer.max_critic_ckpt_to_keep": training.keep,
