@@ -130,7 +130,7 @@ def test_test_rows_are_greedy_and_search_with_the_engine_of_the_test(recipe: Pat
     assert record(trained).searches[0].noise in ("useful", "noisy") and len(server.asked()) == 1
 
 
-@pytest.mark.parametrize("failing", ["rollout", "simulator", "row", "prompt"])
+@pytest.mark.parametrize("failing", ["rollout", "simulator", "row", "prompt", "engine"])
 def test_an_episode_that_fails_comes_back_masked(recipe: Path, server: ChatProcess, failing: str) -> None:
     servers: Any = Writer(SEARCH, ANSWER)
     changed: dict[str, Any] = {}
@@ -140,13 +140,17 @@ def test_an_episode_that_fails_comes_back_masked(recipe: Path, server: ChatProce
         server.do(then="500", probes=False)
     elif failing == "row":
         changed["question"] = "{}"
+    elif failing == "engine":
+        text = recipe.read_text().replace('template = ""', 'template = "missing.toml"')
+        recipe = recipe.with_name("other.toml")
+        recipe.write_text(text)
     else:
         long = question_to_record(QUESTION) | {"question": "why " * 1000}
         changed["question"] = json.dumps(long)
     output = run(recipe, servers, **changed)
     assert (output.response_mask, output.response_logprobs, output.reward_score) == ([0], [0.0], 0.0)
     assert output.extra_fields["error"] and record(output).ending == "search_failed"
-    assert output.extra_fields["ends_run"] is (failing in ("prompt"))
+    assert output.extra_fields["ends_run"] is (failing in ("prompt", "engine"))
 
 
 def test_what_is_costly_is_made_once_for_all_episodes(recipe: Path) -> None:

@@ -134,6 +134,21 @@ def test_ppo_with_a_critic_and_divergence_in_the_reward(model: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_failed_episodes_are_masked_and_move_nobody(model: Path, tmp_path: Path) -> None:
+    given = ["simulation.retries=0", "search.failure_threshold=0.6", "training.steps=1"]
+    with ChatProcess() as server:
+        server.do("well", "500", "well", "500", probes=False)
+        run = carry_out(model, tmp_path / "run", server, *given)
+    failed = [row for row in run.batches if row["trajectory"]["ending"] == "search_failed"]
+    assert failed and rows(run.folder)[0]["failed_episodes"] == len(failed) < len(run.batches) == 6
+    for row in failed:
+        group = [each for each in run.batches if each["key"].split("_")[0] == row["key"].split("_")[0]]
+        earned = [sum(each["rm_scores"]) for each in group if each not in failed]
+        assert row["response_mask"] == [0] and row["advantages"] == [0]
+        assert row["rm_scores"] == [pytest.approx(sum(earned) / max(1, len(earned)))]
+
+
+@pytest.mark.slow
 def test_two_ranks_and_two_workers(model: Path, tmp_path: Path, server: ChatProcess) -> None:
     run = carry_out(model, tmp_path / "two", server, "verl.gpus_per_node=2", "verl.workers=2", "training.steps=2")
     check_batches(run, range(1, 3), 6)
