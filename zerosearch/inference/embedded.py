@@ -94,8 +94,10 @@ def embedded_model_path() -> Path:
 def model_path(name: str) -> str:
     """Where the model of that name is, or will be once it is fetched: an absolute folder, else a hub id as it is."""
     if name == "embedded":
-        return os.environ.get("ZEROSEARCH_MODEL") or str(cache_folder() / _FOLDER)
-    return str(Path(name).absolute()) if Path(name).is_dir() else name
+        name = os.environ.get("ZEROSEARCH_MODEL") or str(cache_folder() / _FOLDER)
+        return str(Path(name).expanduser().absolute())
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def cache_folder() -> Path:

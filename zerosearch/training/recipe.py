@@ -350,6 +350,8 @@ class Evaluation(Section):
     """Evaluate the model as it came, too."""
     warm_start: bool = True
     """Evaluate the model after the warm start, too."""
+    trained: bool = True
+    """Evaluate the trained policy; `zerosearch eval` can do so later."""
 
 
 class Report(Section):

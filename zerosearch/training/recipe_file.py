@@ -68,6 +68,25 @@ def resolved_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump())
 
 
+def differing_toml(recipe: Recipe) -> str:
+    """The recipe as TOML with the keys alone that are not the defaults of its algorithm; it reads back as equal."""
+    kind = {"type": recipe.algorithm.type}
+    differing = _differing(recipe.model_dump(), Recipe.model_validate({"algorithm": kind}).model_dump())
+    return tomli_w.dumps(_merged(differing, {"algorithm": kind}))
+
+
+def _differing(table: Table, other: Table) -> Table:
+    """What a table holds that another has not, or has otherwise."""
+    found = {}
+    for key, value in table.items():
+        before = other.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            value, before = _differing(value, before), {}
+        if value != before:
+            found[key] = value
+    return found
+
+
 def _extended(table: Table, folder: Path, read: list[str]) -> Table:
     """The table over those that it extends. folder: where the names of files begin; read: the recipes on the way."""
     if "extends" not in table:

@@ -66,7 +66,8 @@ def train(recipe: Recipe) -> None:
         trained = checkpoints(folder.checkpoints)
         if recipe.training.steps and not (trained and TRAINED in folder.read_results().systems):
             trainer.reinforce(run, start)
-        evaluate_policy(run, TRAINED)
+        if recipe.evaluation.trained:
+            evaluate_policy(run, TRAINED)
     report(recipe, folder)
 
 
@@ -83,7 +84,7 @@ def stage_names(recipe: Recipe) -> list[str]:
             names.append(f"evaluation {WARM_START}")
     if recipe.training.steps:
         names.append(trainer.STAGE)
-    return [*names, f"evaluation {TRAINED}"]
+    return [*names, f"evaluation {TRAINED}"] if recipe.evaluation.trained else names
 
 
 def check_servers(recipe: Recipe) -> None:
@@ -295,7 +296,8 @@ def report(recipe: Recipe, folder: RunFolder) -> None:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
     console = open_console()
     console.print(f"run folder: {folder.path}", markup=False, highlight=False)
-    console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
+    if TRAINED in results.systems:
+        console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> None:

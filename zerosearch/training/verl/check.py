@@ -25,20 +25,10 @@ def check(recipe: Recipe) -> None:
 
 def _stages(recipe: Recipe) -> Iterator[str]:
     simulation, training = recipe.simulation, recipe.training
-    if recipe.warm_start.enabled:
-        yield (
-            'warm_start.enabled is true, but only the local trainer warms up: run the recipe with trainer = "local" and '
-            "training.steps = 0, then set model.name to its folder checkpoints/warm-start and warm_start.enabled = false"
-        )
-    if recipe.simulates and simulation.tuning.enabled:
-        yield (
-            "simulation.tuning.enabled is true, but verl does not tune the simulator: run zerosearch simulate tune, "
-            "serve what it writes, and set simulation.url and simulation.tuning.enabled = false"
-        )
     if recipe.simulates and simulation.frozen:
         yield (
-            'simulation.frozen is true, but verl does not keep the policy as it was: set simulation.mode = "prompt" and '
-            "simulation.frozen = false, and have a server at simulation.url write pages with the model of model.name"
+            'simulation.frozen is true, but verl does not keep the policy as it was: set simulation.mode = "prompt" '
+            "and simulation.frozen = false, and let a server at simulation.url write with the model of model.name"
         )
     if recipe.simulates and simulation.noise.schedule == "adaptive":
         yield (

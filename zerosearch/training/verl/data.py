@@ -18,7 +18,6 @@ from zerosearch.report.files import write_atomically
 from zerosearch.training.engines import make_prompt
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.rollout import QuestionOrder
-from zerosearch.training.verl.files import Files
 
 Row = dict[str, Any]
 
@@ -27,7 +26,7 @@ _KEY = b"zerosearch"
 
 
 def write_data(recipe: Recipe, folder: Path) -> tuple[Path, Path]:
-    """Write the training and the test questions of a run folder as parquet, each whole or not at all.
+    """Write `train.parquet` and `test.parquet` into a folder, each whole or not at all, and return their paths.
 
     The training file holds the questions of all steps, in the order in which the local trainer draws them, so verl
     reads it once from top to bottom. A file that holds its rows already is left as it is.
@@ -35,14 +34,14 @@ def write_data(recipe: Recipe, folder: Path) -> tuple[Path, Path]:
     Raises:
         UserError: a question set or a prompt cannot be found or read. RunError: the disk is full.
     """
-    files, data, training = Files.of(folder), recipe.data, recipe.training
+    data, training, paths = recipe.data, recipe.training, (folder / "train.parquet", folder / "test.parquet")
     order = QuestionOrder(load_questions(data.train, "train", data.train_limit).questions, recipe.seed)
     steps = [[order.draw() for _ in range(training.questions_per_step)] for _ in range(training.steps)]
     test = load_questions(data.test, "test", data.test_limit).questions
-    files.train.parent.mkdir(parents=True, exist_ok=True)
-    _write(list(_rows(recipe, steps, "train")), files.train)
-    _write(list(_rows(recipe, [test], "test")), files.test)
-    return files.train, files.test
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(list(_rows(recipe, steps, "train")), paths[0])
+    _write(list(_rows(recipe, [test], "test")), paths[1])
+    return paths
 
 
 def read_question(text: str) -> Question:

@@ -35,6 +35,8 @@ AGGREGATIONS = {
 }
 NO_DUAL_CLIP = 1e9
 """verl always bounds the ratio of negative advantages; no ratio reaches this bound."""
+SIMULATOR_PROMPT = 2048
+"""Room for the prompt of a page, in tokens; the built-in ones have about a third of that."""
 ACTOR, REFERENCE, CRITIC = "actor_rollout_ref.actor", "actor_rollout_ref.ref", "critic"
 MODEL, ROLLOUT = "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 ENGINES = {ACTOR: "fsdp_config", REFERENCE: "fsdp_config", CRITIC: "fsdp"}
@@ -135,11 +137,14 @@ def _rollout(recipe: Recipe, files: Files) -> Keys:
         f"{ROLLOUT}.gpu_memory_utilization": verl.memory_share,
         f"{ROLLOUT}.free_cache_engine": verl.device == "cuda",
         # SGLang wants room for one token more than it is asked for.
-        f"{ROLLOUT}.max_model_len": agent.max_length + (verl.rollout == "sglang"),
+        f"{ROLLOUT}.max_model_len": _longest(recipe) + (verl.rollout == "sglang"),
         f"{ROLLOUT}.agent.num_workers": verl.workers,
         f"{ROLLOUT}.agent.default_agent_loop": "zerosearch",
         f"{ROLLOUT}.agent.agent_loop_config_path": str(files.agent),
     }
+    if verl.rollout == "local":
+        episodes = recipe.training.questions_per_step * recipe.training.samples_per_question
+        keys[f"{ROLLOUT}.max_num_seqs"] = min(episodes, recipe.evaluation.batch)
     if verl.rollout == "sglang":
         keys[f"{ROLLOUT}.skip_tokenizer_init"] = False  # it ends turns at strings
     if verl.rollout == "vllm" and verl.device == "cpu":
@@ -153,6 +158,12 @@ def _estimator(recipe: Recipe) -> str:
     """verl's name of the advantage estimator; REINFORCE with the mean of the group is GRPO's."""
     algorithm = recipe.algorithm
     return REINFORCE.get(algorithm.baseline, "grpo") if algorithm.type == "reinforce" else ESTIMATORS[algorithm.type]
+
+
+def _longest(recipe: Recipe) -> int:
+    """Tokens of the longest sequence: an episode, or the prompt of a page with the page that the policy writes."""
+    page = SIMULATOR_PROMPT + recipe.simulation.max_tokens if recipe.policy_simulates else 0
+    return max(recipe.agent.max_length, page)
 
 
 def _algorithm(recipe: Recipe) -> Keys:
@@ -277,8 +288,8 @@ def _micro_batch_tokens(recipe: Recipe) -> int:
 def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int) -> Keys:
     """AdamW as the local trainer has it: step s of a warm-up of W steps takes s / W of the rate.
 
-    verl's constant schedule would take (s - 1) / W, nothing at the first step. Its cosine counts from 1, and is constant
-    after the warm-up where its lowest rate is the highest, too.
+    verl's constant schedule would take (s - 1) / W, nothing at the first step. Its cosine counts from 1, and is
+    constant after the warm-up where its lowest rate is the highest, too.
     """
     settings: Keys = {
         "lr": rate,
@@ -311,7 +322,7 @@ def _trainer(recipe: Recipe, files: Files) -> Keys:
         "trainer.total_training_steps": training.steps,
         "trainer.total_epochs": 1,
         "trainer.val_before_train": recipe.evaluation.untrained,
-        "trainer.test_freq": training.steps,
+        "trainer.test_freq": training.steps if recipe.evaluation.trained else -1,
         "trainer.save_freq": training.save_every or training.steps,
         "trainer.max_actor_ckpt_to_keep": training.keep,
         "trainer.max_critic_ckpt_to_keep": training.keep,
@@ -320,6 +331,9 @@ def _trainer(recipe: Recipe, files: Files) -> Keys:
         "trainer.project_name": "zerosearch",
         "trainer.experiment_name": Path(recipe.output).name,
         "trainer.logger": [*verl.loggers, "file"],
+        "trainer.v1.sampler.custom_sampler.path": "pkg://zerosearch.training.verl.buffer",
+        "trainer.v1.sampler.custom_sampler.name": "EpisodeBuffer",
+        "trainer.v1.sampler.sampler_kwargs.recipe": str(files.recipe),
     }
     if critic.warmup_steps and recipe.algorithm.estimator == "critic":
         keys["trainer.critic_warmup"] = critic.warmup_steps + 1  # the first step that the policy learns in
