@@ -52,6 +52,7 @@ SERVERS = {
     "llama-server": {"-hf", "--port", "--ctx-size", "--parallel"},
     "ollama serve": set(),
     "ollama pull": set(),
+    "bash scripts/train_grpo.sh": set(),
     "hf download": {"--repo-type", "--local-dir"},
     "conda create": {"-n"},
     "conda activate": set(),

@@ -25,6 +25,7 @@ PROMPT = "The capital of Kenya is Nairobi. The capital of France is Paris. The c
 TOLERANCE = {"cuda": 0.3, "cpu": 0.1}
 """How far log-probabilities of sampler and trainer may differ: bfloat16 on a GPU, float32 on the CPU."""
 END_SECONDS = 20
+TRY = "run `zerosearch train world-bm25 trainer=verl training.steps=1`, and read verl/verl.log in its folder"
 
 
 def check_device(device: Device, model: str = "embedded", steps: Sequence[str] = tuple(LIMITS)) -> Iterator[Finding]:
@@ -160,10 +161,15 @@ def verl(device: Device, model: str) -> str:
 
     with tempfile.TemporaryDirectory(prefix="zs-doctor-") as folder:
         recipe = load_recipe("world-bm25", verl_step(device, model, Path(folder, "run")))
-        train(recipe)
+        try:
+            train(recipe)
+        except RunError as error:
+            log = Path(recipe.output, "verl", "verl.log")
+            said = log.read_text("utf-8", "replace").split("\n") if log.is_file() else [str(error)]
+            raise RunError(f"verl failed ({[line for line in said if line.strip()][-1]}): {TRY}") from error
         saved = steps_saved(Path(recipe.output, "checkpoints"))
     if saved != 1:
-        raise RunError("verl ended without the checkpoint of its step: see what it said above")
+        raise RunError(f"verl ended without the checkpoint of its step: {TRY}")
     return "one step of GRPO, sampled, learned and saved"
 
 
