@@ -119,7 +119,7 @@ def _lora(recipe: Recipe) -> Keys:
 
 
 def _rollout(recipe: Recipe, files: Files) -> Keys:
-    verl, agent = recipe.verl, recipe.agent
+    verl = recipe.verl
     keys: Keys = {
         f"{ROLLOUT}.name": verl.rollout,
         f"{ROLLOUT}.n": recipe.training.samples_per_question,
