@@ -113,7 +113,7 @@ def test_keys_and_values_are_as_large_as_a_models_cache(tmp_path: Path) -> None:
 
 def test_a_runs_counts_are_the_formulas_with_its_own_habits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.act_by_chance(monkeypatch.setattr)
-    run = carry_out(tiny.folder(tmp_path / "model"), tmp_path / "run", *ONLY_RL)
+    run = carry_out(tiny.folder(tmp_path / "model"), tmp_path / "run", *ONLY_RL, "evaluation.trained=false")
     recipe = load_recipe(str(run / "recipe.toml"))
     rows = [row for row in lines(run / "metrics.jsonl") if row["stage"] == "reinforcement"]
     episodes = trajectories(run)

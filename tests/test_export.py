@@ -70,7 +70,7 @@ def shards(state: dict[str, torch.Tensor], ranks: int) -> list[dict[str, Any]]:
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     try:
         mesh = DeviceMesh("cpu", list(range(ranks)), mesh_dim_names=("fsdp",))
-        parts = {name: value.detach().chunk(ranks) for name, value in state.items()}
+        parts = {name: [part.clone() for part in value.detach().chunk(ranks)] for name, value in state.items()}
         return [
             {
                 name: DTensor.from_local(
@@ -112,6 +112,7 @@ def test_shards_of_verl_become_one_model(tmp_path: Path) -> None:
     assert "checkpoint `global_step_3`" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_adapters_of_verl_are_added_to_the_weights(tmp_path: Path) -> None:
     model = tiny.model(vocabulary=len(tiny.tokenizer()))
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"]))

@@ -49,18 +49,7 @@ Check = Callable[[Recipe], Iterator[Finding]]
 
 def examine(recipe: Recipe) -> Iterator[Finding]:
     """Every check that the recipe calls for, one after the other. None waits for longer than a minute or two."""
-    for check in (
-        _python,
-        _packages,
-        _entry_point,
-        _translation,
-        _machine,
-        _questions,
-        _simulator,
-        _test,
-        _disk,
-        _keys,
-    ):
+    for check in CHECKS:
         try:
             yield from check(recipe)
         except (UserError, RunError) as error:
@@ -83,7 +72,7 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
     for requirement in _requirements("zerosearch", ["", *extras]):
         have = _version(requirement.name)
         if have is None or not requirement.specifier.contains(have, prereleases=True):
-            wrong.append(f"{requirement} (here: {have or 'none'})")
+            wrong.append(f"{requirement.name}{requirement.specifier} (here: {have or 'none'})")
     if wrong:
         wanted = f'pip install "zerosearch[{",".join(extras)}]"'
         yield Finding("packages", "problem", f"{', '.join(wrong)}: {wanted}")
@@ -246,3 +235,17 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+CHECKS: tuple[Check, ...] = (
+    _python,
+    _packages,
+    _entry_point,
+    _translation,
+    _machine,
+    _disk,
+    _keys,
+    _questions,
+    _simulator,
+    _test,
+)
