@@ -75,6 +75,20 @@ def test_what_verl_cannot_do_is_found() -> None:
     assert (found.state, found.said.split()[0]) == ("problem", "training.resample")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.name=./nowhere", "There is no model folder './nowhere'"),
+        ("model.prompt=nowhere.toml", "cannot read the prompt template nowhere.toml"),
+        ("simulation.template=nowhere.toml", "nowhere.toml"),
+        ("data.test=nowhere.jsonl", "nowhere.jsonl"),
+    ],
+)
+def test_files_that_are_missing_are_named(override: str, said: str) -> None:
+    (found,) = [each for each in findings(override).values() if each.state == "problem"]
+    assert said in found.said
+
+
 def test_too_few_gpus_are_a_problem_and_so_are_nodes_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     import torch

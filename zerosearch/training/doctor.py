@@ -17,9 +17,11 @@ from packaging.requirements import Requirement
 from zerosearch.data import Question
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError, UserError
+from zerosearch.inference.embedded import resolve_model
 from zerosearch.search.engine import SearchRequest
-from zerosearch.training.engines import chat_servers, make_remote
+from zerosearch.training.engines import chat_servers, make_prompt, make_remote, make_template
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.rewards import load_function
 from zerosearch.training.verl.shape import shape_of
 
 State = Literal["ok", "warning", "problem"]
@@ -178,6 +180,18 @@ def _questions(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(f"{split} questions", "ok", f"{len(found.questions):,} of {source}")
 
 
+def _files(recipe: Recipe) -> Iterator[Finding]:
+    """What the recipe names: the model's folder, its prompt, the simulator's template, a reward of one's own."""
+    if recipe.model.name != "embedded":
+        resolve_model(recipe.model.name)
+    make_prompt(recipe)
+    if recipe.simulates:
+        make_template(recipe)
+    if recipe.reward.function:
+        load_function(recipe.reward.function)
+    yield Finding("files", "ok", "model, prompt, template and reward are there")
+
+
 def _simulator(recipe: Recipe) -> Iterator[Finding]:
     simulation = recipe.simulation
     if recipe.simulates and simulation.url and not simulation.offline:
@@ -245,6 +259,7 @@ CHECKS: tuple[Check, ...] = (
     _machine,
     _disk,
     _keys,
+    _files,
     _questions,
     _simulator,
     _test,
