@@ -17,6 +17,7 @@ from servers import Running
 from zerosearch.cli.main import run as command
 from zerosearch.data import Document
 from zerosearch.errors import RunError
+from zerosearch.inference.sampler import Sample
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.serving.app import ServerSettings, make_app
 from zerosearch.training import device_check, doctor
@@ -180,7 +181,11 @@ def test_a_cpu_multiplies_samples_and_learns(tmp_path: Path) -> None:
 
 def test_a_sampler_that_says_otherwise_than_the_trainer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = str(tiny.folder(tmp_path / "model"))
-    monkeypatch.setattr(device_check, "_sample_here", lambda model, prompt: ([5, 6], [-0.1, -0.1]))
+
+    async def other(*_: object) -> Sample:
+        return Sample((5, 6), (-0.1, -0.1), "length")
+
+    monkeypatch.setattr(device_check, "_sample", other)
     with pytest.raises(RunError, match="log-probabilities of sampler and trainer differ"):
         sampler("cpu", model)
 
