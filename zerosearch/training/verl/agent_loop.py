@@ -45,11 +45,11 @@ class ZeroSearchAgentLoop(AgentLoopBase):
         """Run the row's episode.
 
         row: the columns of the row; `extra_info["split"]` tells test rows, which are greedy and search with the engine
-        of the recipe's evaluation. `global_steps` and `session_id` are step and sample.
+        of the recipe's evaluation. `global_steps` is the step of training.
         """
-        shop, recipe = self._workshop, self._workshop.recipe
-        step, sample = int(row["global_steps"]), int(row["session_id"])
-        training = row["extra_info"]["split"] != "test"
+        shop, recipe, extra = self._workshop, self._workshop.recipe, row["extra_info"]
+        step, sample = int(row["global_steps"]), int(extra["first_sample"]) + int(row["session_id"])
+        training = extra["split"] != "test"
         rollout = recipe.verl.rollout
         seeded = rollout == "local" or recipe.training.deterministic
         served = Served(self.server_manager, self.tokenizer, rollout, sampling_params, seeded)

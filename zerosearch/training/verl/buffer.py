@@ -101,8 +101,10 @@ class EpisodeBuffer(ReplayBuffer):
         recipe, folder = self._recipe, self._folder
         before = WARM_START if recipe.warm_start.enabled else UNTRAINED
         system = {0: before, recipe.training.steps: TRAINED}.get(step)
+        if system is None:
+            return
         self._tested += episodes
-        if system is None or len(self._tested) < self._questions:
+        if len(self._tested) < self._questions:
             return
         tested, self._tested = self._tested, []
         scored = [score_trajectory(episode.trajectory) for episode in tested]

@@ -118,21 +118,27 @@ def _name_one_backend() -> None:
 
 
 def _take_the_configured_attention() -> None:
-    """verl loads critics with FlashAttention 2, whatever is configured."""
+    """verl loads critics with FlashAttention 2, whatever is configured. Here a new value head says 0, as ours does."""
     from verl.utils import model
 
-    def load(path: str, torch_dtype: torch.dtype, config: Any, trust_remote_code: bool) -> Any:
+    def load_valuehead_model(
+        local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool
+    ) -> Any:
         from transformers import AutoModelForTokenClassification
 
-        return AutoModelForTokenClassification.from_pretrained(
-            path,
+        critic, loading = AutoModelForTokenClassification.from_pretrained(
+            local_path,
             dtype=torch_dtype,
-            config=config,
-            attn_implementation=config._attn_implementation or "sdpa",
+            config=model_config,
+            attn_implementation=model_config._attn_implementation or "sdpa",
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
+        for name in loading["missing_keys"]:
+            torch.nn.init.zeros_(critic.get_parameter(name))
+        return critic
 
-    model.load_valuehead_model = load
+    model.load_valuehead_model = load_valuehead_model
 
 
 def _offload_nothing() -> None:

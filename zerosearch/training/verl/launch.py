@@ -63,7 +63,9 @@ def train(recipe: Recipe) -> None:
     folder = open_folder(recipe)
     stages = [name for name in stage_names(recipe) if not name.startswith("evaluation")]
     with open_display(f"zerosearch {folder.path.name}", stages, live=recipe.report.live) as display:
-        if TRAINED not in folder.read_results().systems:
+        trained = steps_saved(Files.of(folder.path).checkpoints) == recipe.training.steps
+        tested = TRAINED in folder.read_results().systems or not recipe.evaluation.trained
+        if not (trained and tested):
             reinforce(starting_from(prepare(recipe, folder, display), recipe), folder, display)
     report(recipe, folder)
 
@@ -93,7 +95,7 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     """
     files = Files.of(folder.path)
     files.agent.parent.mkdir(exist_ok=True)
-    write_data(recipe, files.agent.parent)
+    write_data(recipe, folder.path)
     write_atomically(files.agent, agent_yaml(files))
     done = steps_saved(files.checkpoints)
     folder.resume(STAGE, done)
@@ -102,8 +104,8 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     for old in (files.metrics, log):
         old.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="zs-", ignore_cleanup_errors=True) as scratch:
-        arguments = hydra_arguments(translate(recipe, files) | of_this_machine(files, scratch))
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+        keys = translate(recipe, files) | of_this_machine(files, scratch) | tests(done, recipe.training.steps)
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", *hydra_arguments(keys)]
         program = Program(command, environment(recipe, files), log)
         try:
             follow(program, recipe, folder, files, display)
@@ -128,6 +130,14 @@ def of_this_machine(files: Files, scratch: str) -> dict[str, object]:
     return keys if "RAY_ADDRESS" in os.environ else keys | {"ray_kwargs.ray_init._temp_dir": scratch}
 
 
+def tests(done: int, steps: int) -> dict[str, object]:
+    """What is tested before a step when so many of them are done: the untrained policy only in a new run; the trained
+    one, and nothing else, where its test was broken off."""
+    if done == steps:
+        return {"trainer.val_before_train": True, "trainer.val_only": True}
+    return {"trainer.val_before_train": False} if done else {}
+
+
 def environment(recipe: Recipe, files: Files) -> dict[str, str]:
     """The variables of verl's program, which Ray's processes on this machine inherit."""
     given = dict(os.environ)
@@ -139,7 +149,7 @@ def environment(recipe: Recipe, files: Files) -> dict[str, str]:
         "HYDRA_FULL_ERROR": "1",
     }
     if recipe.verl.device == "cpu":
-        given |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+        given |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
         given.setdefault("OMP_NUM_THREADS", "1")
     return given
 
@@ -219,7 +229,8 @@ def why(log: Path) -> str:
     text = log.read_text("utf-8", errors="replace")
     if said := SAID.findall(text):
         return str(said[-1]).strip().rstrip(".")
-    return f"verl's program ended with an error; what it said is at the end of {log}"
+    last = text.rstrip().rpartition("\n")[2].strip().rstrip(".")
+    return f"verl's program ended with an error ({last}); all that it said is in {log}"
 
 
 def way_on(files: Files) -> str:

@@ -5,6 +5,11 @@ The agent loop itself needs no loading: the file that `rollout.agent.agent_loop_
 
 import os
 
+from verl.utils import import_utils
+
+# verl 0.9.1 asks TRL, where it is installed, for a value head that TRL no longer has since 1.15, and fails.
+import_utils.is_trl_available = lambda: False
+
 if os.environ.get("VERL_PLATFORM") == "cpu":
     from zerosearch.training.verl import cpu, replica
 

@@ -35,6 +35,8 @@ AGGREGATIONS = {
 }
 NO_DUAL_CLIP = 1e9
 """verl always bounds the ratio of negative advantages; no ratio reaches this bound."""
+SIMULATOR_PROMPT = 2048
+"""Room for the prompt of a page, in tokens; the built-in ones have about a third of that."""
 ACTOR, REFERENCE, CRITIC = "actor_rollout_ref.actor", "actor_rollout_ref.ref", "critic"
 MODEL, ROLLOUT = "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 ENGINES = {ACTOR: "fsdp_config", REFERENCE: "fsdp_config", CRITIC: "fsdp"}
@@ -117,7 +119,7 @@ def _lora(recipe: Recipe) -> Keys:
 
 
 def _rollout(recipe: Recipe, files: Files) -> Keys:
-    verl, agent = recipe.verl, recipe.agent
+    verl = recipe.verl
     keys: Keys = {
         f"{ROLLOUT}.name": verl.rollout,
         f"{ROLLOUT}.n": recipe.training.samples_per_question,
@@ -135,7 +137,7 @@ def _rollout(recipe: Recipe, files: Files) -> Keys:
         f"{ROLLOUT}.gpu_memory_utilization": verl.memory_share,
         f"{ROLLOUT}.free_cache_engine": verl.device == "cuda",
         # SGLang wants room for one token more than it is asked for.
-        f"{ROLLOUT}.max_model_len": agent.max_length + (verl.rollout == "sglang"),
+        f"{ROLLOUT}.max_model_len": _longest(recipe) + (verl.rollout == "sglang"),
         f"{ROLLOUT}.agent.num_workers": verl.workers,
         f"{ROLLOUT}.agent.default_agent_loop": "zerosearch",
         f"{ROLLOUT}.agent.agent_loop_config_path": str(files.agent),
@@ -156,6 +158,12 @@ def _estimator(recipe: Recipe) -> str:
     """verl's name of the advantage estimator; REINFORCE with the mean of the group is GRPO's."""
     algorithm = recipe.algorithm
     return REINFORCE.get(algorithm.baseline, "grpo") if algorithm.type == "reinforce" else ESTIMATORS[algorithm.type]
+
+
+def _longest(recipe: Recipe) -> int:
+    """Tokens of the longest sequence: an episode, or the prompt of a page with the page that the policy writes."""
+    page = SIMULATOR_PROMPT + recipe.simulation.max_tokens if recipe.policy_simulates else 0
+    return max(recipe.agent.max_length, page)
 
 
 def _algorithm(recipe: Recipe) -> Keys:

@@ -69,7 +69,7 @@ class Workshop:
     def counted(self) -> dict[str, float]:
         """What the training engine counted in this step so far, with `episodes`, the number of calls of this."""
         self._finished += 1
-        engine = self.training_engine
+        engine: CountedEngine | None = vars(self).get("training_engine")  # it may be what could not be made
         return {"episodes": self._finished} | (engine.counters() if engine else {})
 
     @cached_property
