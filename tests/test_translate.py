@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ EVERYTHING = {
     "dual clip": (*CPU, "algorithm.dual_clip=3.0", "algorithm.entropy_coefficient=0.001"),
     "saving": (*CPU, "training.save_every=5", "training.keep=3", "resume=true"),
     "saving the last": (*CPU, "training.save_every=0", "evaluation.trained=false"),
-    "loggers": (*CPU, 'verl.loggers=["console", "wandb", "tensorboard"]'),
+    "loggers": (*CPU, "verl.loggers=console,wandb,tensorboard"),
     "repeatable": (*CPU, "training.deterministic=true", "training.warmup_steps=5"),
     **{kind: (*CPU, f"algorithm.type={kind}", "algorithm.critic.warmup_steps=2") for kind in PRESETS},
     "batch baseline": (*CPU, "algorithm.type=reinforce", "algorithm.baseline=batch"),
@@ -332,3 +333,11 @@ def test_the_critic_is_the_recipes() -> None:
     assert keys[f"{CRITIC}.cliprange_value"] == 0.3
     assert keys[f"{CRITIC}.loss_agg_mode"] == "token-mean"
     assert isinstance(keys, Mapping)
+
+
+def test_the_guide_names_keys_that_recipes_become() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "guides" / "verl.md").read_text()
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| `")]
+    named = {key for row in rows for key in re.findall(r"`([a-z_]+\.[\w.]+)`", row)}
+    written = {key for case in EVERYTHING.values() for key in keys_of(*case)}
+    assert len(named) > 40 and not named - written
