@@ -98,6 +98,7 @@ def test_keys_of_the_recipe_may_follow() -> None:
     [
         (LINE.replace("TOTAL_STEPS", "TOTAL_STEP"), ["no argument TOTAL_STEP", "did you mean TOTAL_STEPS?"]),
         (LINE.replace("IP localhost", ""), ["lacks IP"]),
+        (LINE.replace("localhost", ","), ["lacks IP"]),
         (LINE.replace("TOTAL_STEPS 203", ""), ["lacks TOTAL_STEPS"]),
         (f"{LINE} TOPK", ["TOPK has no value"]),
         (f"{LINE} TOTAL_STEPS 5", ["TOTAL_STEPS is given twice"]),
