@@ -13,18 +13,23 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zerosearch.errors import RunError
+from zerosearch.inference.sampler import Sample, SamplingRequest
 from zerosearch.training.doctor import Finding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Device = Literal["cuda", "cpu"]
 LIMITS = {"products": 60, "sampler": 180, "adapters": 90, "verl": 270}
 """Seconds that each step may take: ten minutes in all."""
 PROMPT = "The capital of Kenya is Nairobi. The capital of France is Paris. The capital of"
-TOLERANCE = {"cuda": 0.3, "cpu": 0.1}
-"""How far log-probabilities of sampler and trainer may differ: bfloat16 on a GPU, float32 on the CPU."""
+TOLERANCE = {"cuda": 0.1, "cpu": 1e-3}
+"""How far log-probabilities of sampler and trainer may differ in float32; kernels of vLLM round otherwise."""
 END_SECONDS = 20
+TRY = "run `zerosearch train world-bm25 trainer=verl training.steps=1`, and read verl/verl.log in its folder"
 
 
 def check_device(device: Device, model: str = "embedded", steps: Sequence[str] = tuple(LIMITS)) -> Iterator[Finding]:
@@ -86,44 +91,30 @@ def sampler(device: Device, model: str) -> str:
 
     from zerosearch.inference.models import load_model, load_tokenizer
 
-    tokenizer = load_tokenizer(model)
+    policy, tokenizer = load_model(model), load_tokenizer(model)
     prompt = tokenizer.encode(PROMPT)
-    sampled, log_probs = _sample_vllm(model, prompt) if device == "cuda" else _sample_here(model, prompt)
     with torch.no_grad():
-        scored = load_model(model)
-        ids_T = torch.tensor([[*prompt, *sampled]], device=scored.device)
-        logits_TV = scored(ids_T).logits[0].float()
-    expected_T = logits_TV.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, ids_T[0, len(prompt) :, None])[:, 0]
-    error = (torch.tensor(log_probs) - expected_T.cpu()).abs().max().item()
+        sample = asyncio.run(_sample(device, policy, tokenizer, prompt))
+        ids_T = torch.tensor([*prompt, *sample.token_ids], device=policy.device)
+        expected_TV = policy(ids_T[None]).logits[0].float().log_softmax(-1)
+    expected_T = expected_TV[len(prompt) - 1 : -1].gather(1, ids_T[len(prompt) :, None])[:, 0]
+    error = (torch.tensor(sample.log_probs) - expected_T.cpu()).abs().max().item()
     if not error < TOLERANCE[device]:
-        raise RunError(
-            f"log-probabilities of sampler and trainer differ by {error:.3f}: take other versions of the two"
-        )
-    return f"{len(sampled)} tokens, log-probabilities agree to {error:.3f}"
+        raise RunError(f"log-probabilities of sampler and trainer differ by {error:.3f}: take other versions")
+    return f"{len(sample.token_ids)} tokens, log-probabilities agree to {error:.3f}"
 
 
-def _sample_vllm(model: str, prompt: list[int]) -> tuple[list[int], list[float]]:
-    import vllm
+async def _sample(
+    device: Device, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: list[int]
+) -> Sample:
+    request = SamplingRequest(prompt, max_tokens=32)
+    if device == "cpu":
+        from zerosearch.inference.local import LocalSampler
 
-    from zerosearch.inference.embedded import resolve_model
+        return await LocalSampler(policy, tokenizer, slots=1, length=512).sample(request)
+    from zerosearch.inference.vllm import VllmSampler
 
-    engine = vllm.LLM(resolve_model(model), max_model_len=512, gpu_memory_utilization=0.5, enforce_eager=True)
-    wanted = vllm.SamplingParams(temperature=0.0, max_tokens=32, logprobs=0)
-    output = engine.generate([{"prompt_token_ids": prompt}], wanted, use_tqdm=False)[0].outputs[0]
-    ids = list(output.token_ids)
-    return ids, [told[token].logprob for token, told in zip(ids, output.logprobs, strict=True)]
-
-
-def _sample_here(model: str, prompt: list[int]) -> tuple[list[int], list[float]]:
-    import torch
-
-    from zerosearch.inference.local import Lane, LocalSampler
-    from zerosearch.inference.models import load_model, load_tokenizer
-    from zerosearch.inference.sampler import SamplingRequest
-
-    here = LocalSampler(load_model(model), load_tokenizer(model), 1, 512, Lane(), torch.float32)
-    sample = asyncio.run(here.sample(SamplingRequest(prompt, max_tokens=32, temperature=0.0)))
-    return list(sample.token_ids), list(sample.log_probs)
+    return await VllmSampler(policy, tokenizer, slots=1, length=512).sample(request)
 
 
 def adapters(device: Device, model: str) -> str:
@@ -160,10 +151,15 @@ def verl(device: Device, model: str) -> str:
 
     with tempfile.TemporaryDirectory(prefix="zs-doctor-") as folder:
         recipe = load_recipe("world-bm25", verl_step(device, model, Path(folder, "run")))
-        train(recipe)
+        try:
+            train(recipe)
+        except RunError as error:
+            log = Path(recipe.output, "verl", "verl.log")
+            said = log.read_text("utf-8", "replace").split("\n") if log.is_file() else [str(error)]
+            raise RunError(f"verl failed ({[line for line in said if line.strip()][-1]}): {TRY}") from error
         saved = steps_saved(Path(recipe.output, "checkpoints"))
     if saved != 1:
-        raise RunError("verl ended without the checkpoint of its step: see what it said above")
+        raise RunError(f"verl ended without the checkpoint of its step: {TRY}")
     return "one step of GRPO, sampled, learned and saved"
 
 

@@ -17,9 +17,11 @@ from packaging.requirements import Requirement
 from zerosearch.data import Question
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError, UserError
+from zerosearch.inference.embedded import resolve_model
 from zerosearch.search.engine import SearchRequest
-from zerosearch.training.engines import chat_servers, make_remote
+from zerosearch.training.engines import chat_servers, make_prompt, make_remote, make_template
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.rewards import load_function
 from zerosearch.training.verl.shape import shape_of
 
 State = Literal["ok", "warning", "problem"]
@@ -49,18 +51,7 @@ Check = Callable[[Recipe], Iterator[Finding]]
 
 def examine(recipe: Recipe) -> Iterator[Finding]:
     """Every check that the recipe calls for, one after the other. None waits for longer than a minute or two."""
-    for check in (
-        _python,
-        _packages,
-        _entry_point,
-        _translation,
-        _machine,
-        _questions,
-        _simulator,
-        _test,
-        _disk,
-        _keys,
-    ):
+    for check in CHECKS:
         try:
             yield from check(recipe)
         except (UserError, RunError) as error:
@@ -83,7 +74,7 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
     for requirement in _requirements("zerosearch", ["", *extras]):
         have = _version(requirement.name)
         if have is None or not requirement.specifier.contains(have, prereleases=True):
-            wrong.append(f"{requirement} (here: {have or 'none'})")
+            wrong.append(f"{requirement.name}{requirement.specifier} (here: {have or 'none'})")
     if wrong:
         wanted = f'pip install "zerosearch[{",".join(extras)}]"'
         yield Finding("packages", "problem", f"{', '.join(wrong)}: {wanted}")
@@ -189,6 +180,18 @@ def _questions(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(f"{split} questions", "ok", f"{len(found.questions):,} of {source}")
 
 
+def _files(recipe: Recipe) -> Iterator[Finding]:
+    """What the recipe names: the model's folder, its prompt, the simulator's template, a reward of one's own."""
+    if recipe.model.name != "embedded":
+        resolve_model(recipe.model.name)
+    make_prompt(recipe)
+    if recipe.simulates:
+        make_template(recipe)
+    if recipe.reward.function:
+        load_function(recipe.reward.function)
+    yield Finding("files", "ok", "model, prompt, template and reward are there")
+
+
 def _simulator(recipe: Recipe) -> Iterator[Finding]:
     simulation = recipe.simulation
     if recipe.simulates and simulation.url and not simulation.offline:
@@ -246,3 +249,18 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+CHECKS: tuple[Check, ...] = (
+    _python,
+    _packages,
+    _entry_point,
+    _translation,
+    _machine,
+    _disk,
+    _keys,
+    _files,
+    _questions,
+    _simulator,
+    _test,
+)

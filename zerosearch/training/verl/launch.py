@@ -24,6 +24,7 @@ from zerosearch.training.stages import check_servers, open_folder, report, stage
 from zerosearch.training.trainer import SHOWN, STAGE
 from zerosearch.training.verl.data import write_data
 from zerosearch.training.verl.files import Files
+from zerosearch.training.verl.known import check_overrides
 from zerosearch.training.verl.process import Program
 from zerosearch.training.verl.translate import hydra_arguments, translate
 
@@ -58,6 +59,7 @@ def train(recipe: Recipe) -> None:
         UserError: something in the recipe cannot be done on verl. RunError: the run could not go on.
     """
     translate(recipe, Files.of(Path(recipe.output)))  # finds what verl cannot do, before anything is written
+    check_overrides(recipe)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)

@@ -1,6 +1,6 @@
 """The training lines of the original (train_grpo.sh and the others): what each argument becomes in a recipe.
 
-`docs/guides/original-lines.md` says so for readers, with what is done otherwise here.
+`docs/guides/original.md` says so for readers, with what is done otherwise here.
 """
 
 import difflib
@@ -65,7 +65,7 @@ def _arguments(words: Sequence[str]) -> dict[str, str]:
         raise UserError(f'SEARCH_MODE is "{mode}"; set it to one of {", ".join(MODES)}')
     wiki = "wiki" in (mode, given.get("SEARCH_ENGINE"))
     needed = [*ALWAYS, *(SIMULATED if mode.startswith("simulate") else ["IP"] if wiki else [])]
-    if missing := [name for name in needed if not given.get(name)]:
+    if missing := [name for name in needed if not given.get(name, "").strip(" ,")]:
         raise UserError(f"the line lacks {', '.join(missing)}: add each name with its value behind it")
     return given
 
