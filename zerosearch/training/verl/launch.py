@@ -97,7 +97,7 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     """
     files = Files.of(folder.path)
     files.agent.parent.mkdir(exist_ok=True)
-    write_data(recipe, folder.path)
+    write_data(recipe, files.agent.parent)
     write_atomically(files.agent, agent_yaml(files))
     done = steps_saved(files.checkpoints)
     folder.resume(STAGE, done)
