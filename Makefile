@@ -15,13 +15,14 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt $(PIP_ARGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-seeds controls test test-integrations test-vllm lint format reference clean
+.PHONY: help quickstart quickstart-seeds controls test test-verl test-integrations test-vllm lint format reference clean
 
 help:
 	@echo "make quickstart        train the embedded world (about half an hour on 2 cores)"
 	@echo "make quickstart-seeds  the same for seeds 0, 1 and 2, and their mean"
 	@echo "make controls          what the run in RUN=$(RUN) owes to searching"
 	@echo "make test              the tests"
+	@echo "make test-verl         the tests of training on verl, those of minutes too: whole runs on CPU, faults, equivalence"
 	@echo "make test-integrations the tests of the adapters to OpenEnv and verifiers, in environments of their own"
 	@echo "make test-vllm         the tests of vLLM as a sampler, on CPU, in an environment of its own"
 	@echo "make lint              ruff and mypy"
@@ -42,6 +43,9 @@ controls: $(VENV)/.local
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+
+test-verl: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_verl_*.py $(ARGS)
 
 test-integrations: $(VENV)-openenv/.made $(VENV)-verifiers/.made
 	$(VENV)-openenv/bin/python -m pytest tests/test_integrations_openenv.py $(ARGS)

@@ -1,9 +1,10 @@
 """What the documents tell a reader to type works, what they show comes out, and what they link to is there.
 
 In README.md and docs/, every line of a ```bash block is a command. It is run, in a folder of its document that holds
-small runs of a model of two layers as runs/world-0 to runs/world-2; what cannot be run here says so in a comment that
-begins with `needs` or `takes`, and is checked without being run. A block with a second word, as in ```toml my.toml, is
-a file of that name; a ```text block shows what the commands before it print, `…` standing for anything.
+small runs of a model of two layers as runs/world-0 to runs/world-2 and questions in ZeroSearch_dataset; what cannot be
+run here says so in a comment that begins with `needs` or `takes`, and is checked without being run. A block with a
+second word, as in ```toml my.toml, is a file of that name; a ```text block shows what the commands before it print, `…`
+standing for anything.
 """
 
 import re
@@ -25,6 +26,8 @@ from zerosearch.cli.app import app
 from zerosearch.cli.main import run as command
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
+from zerosearch.data.world import build_world
+from zerosearch.data.world_files import write_world
 from zerosearch.integrations.__main__ import app as integrations
 from zerosearch.serving.engines import open_recipe
 from zerosearch.simulation.template import load_template
@@ -39,11 +42,24 @@ FENCE = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"\s#.*\b(needs|takes) ")
 VARIABLE = re.compile(r"[A-Z_]+=")
 SERVERS = {
-    "vllm serve": {"--port", "--max-model-len", "--served-model-name"},
-    "python -m sglang.launch_server": {"--model-path", "--port"},
+    "vllm serve": {
+        *("--host", "--port", "--max-model-len", "--served-model-name", "--gpu-memory-utilization"),
+        *("--tensor-parallel-size", "--data-parallel-size"),
+    },
+    "python -m sglang.launch_server": {
+        *("--model-path", "--host", "--port", "--tp", "--dp", "--context-length", "--mem-fraction-static"),
+    },
     "llama-server": {"-hf", "--port", "--ctx-size", "--parallel"},
     "ollama serve": set(),
     "ollama pull": set(),
+    "bash scripts/train_grpo.sh": set(),
+    "hf download": {"--repo-type", "--local-dir"},
+    "conda create": {"-n"},
+    "conda activate": set(),
+    "ray start": {"--head", "--port", "--address"},
+    "sbatch": set(),
+    "kubectl apply": {"-f"},
+    "kubectl logs": {"-f"},
     "vf-eval search_world": {
         *("--env.taskset.recipe", "--env.taskset.split", "--env.agent.runtime.type"),
         *("--model", "--client.base-url", "-n", "-r", "--no-push"),
@@ -59,6 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("ZEROSEARCH_MODEL", str(tiny.folder(folder / "model")))
         small = [*SMALL, "training.steps=1", "training.deterministic=false", "evaluation.untrained=false"]
         train(load_recipe("world", [*small, f"output={folder / 'run'}"]))
+        write_world(build_world(), folder / "questions")
     yield folder
     torch.set_num_threads(threads)
 
@@ -70,6 +87,7 @@ class Reader:
         self.capsys = capsys
         for seed in range(3):
             shutil.copytree(finished / "run", f"runs/world-{seed}")
+        Path("ZeroSearch_dataset").symlink_to(finished / "questions")
 
     def read(self, text: str) -> None:
         printed = ""
@@ -113,7 +131,9 @@ class Reader:
                 for server, options in SERVERS.items():
                     size = len(server.split())
                     if words[:size] == server.split():
-                        assert {word for word in words[size:] if word.startswith("-")} <= options, line
+                        assert {word.partition("=")[0] for word in words[size:] if word.startswith("-")} <= options, (
+                            line
+                        )
                         return ""
         pytest.fail(f"this command is neither run nor checked: {line}")
 

@@ -121,6 +121,15 @@ def test_no_steps_are_a_run_too(model: Path, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("real-search F1 = ")
 
 
+def test_a_run_may_end_without_a_test(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*ONLY_RL, "evaluation.trained=false", "training.steps=1"]
+    run = carry_out(model, tmp_path / "run", *given)
+    assert not results(run)["systems"] and len(checkpoints(run / "checkpoints")) == 1
+    assert "run folder:" in capsys.readouterr().out
+    assert carry_out(model, run, *given, "resume=true")
+    assert len([row for row in rows(run) if row["stage"] == "reinforcement"]) == 1
+
+
 def test_a_tuned_simulator_keeps_its_own_tokenizer(model: Path, tmp_path: Path) -> None:
     other = tiny.folder(tmp_path / "other", "metaspace")
     more = ["evaluation.untrained=false", "warm_start.enabled=false", "training.steps=1"]

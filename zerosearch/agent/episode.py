@@ -26,7 +26,7 @@ class EpisodeSettings:
     max_turns: searches allowed; one more turn is there for the answer. An invalid action uses up a turn.
     k: documents per page. temperature: 0 is greedy.
     prompt: `chat` uses the model's chat template, `completion` plain text (base models); a template brings the messages
-        of its own in place of the protocol's.
+        of its own in place of the protocol's, as plain text for a model without a chat template.
     """
 
     max_turns: int = 4
@@ -61,19 +61,26 @@ class Agent:
         """
         prompt = self.settings.prompt
         if isinstance(prompt, PromptTemplate):
-            ids = encode_chat(self.tokenizer, prompt.messages_for(question.text))
+            messages = prompt.messages_for(question.text)
+            plain = "\n".join(message["content"] for message in messages)
+            ids = encode_chat(self.tokenizer, messages) if self.tokenizer.chat_template else self._plain(plain)
         elif prompt == "chat":
             ids = encode_chat(self.tokenizer, self.protocol.messages(question.text))
         else:
-            ids = encode_text(self.tokenizer, self.protocol.completion_prompt(question.text))
-            if self.tokenizer.bos_token_id is not None and getattr(self.tokenizer, "add_bos_token", False):
-                ids = [self.tokenizer.bos_token_id, *ids]
+            ids = self._plain(self.protocol.completion_prompt(question.text))
         if len(ids) + self.settings.max_tokens_per_turn > self.settings.max_length:
             raise UserError(
                 f"the prompt of question '{question.id}' has {len(ids)} tokens and leaves no room for a turn of "
                 f"{self.settings.max_tokens_per_turn} within agent.max_length = {self.settings.max_length}: raise it"
             )
         return Segment("prompt", self.tokenizer.decode(ids, clean_up_tokenization_spaces=False), tuple(ids))
+
+    def _plain(self, text: str) -> list[int]:
+        """The ids of a text that a base model goes on with."""
+        ids = encode_text(self.tokenizer, text)
+        if self.tokenizer.bos_token_id is not None and getattr(self.tokenizer, "add_bos_token", False):
+            return [self.tokenizer.bos_token_id, *ids]
+        return ids
 
     async def episode(
         self,

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from zerosearch import __version__
-from zerosearch.cli import ask, data, evaluate, search, serve, simulate, train, view
+from zerosearch.cli import ask, data, doctor, evaluate, export, original, search, serve, simulate, train, view
 from zerosearch.cli.main import Interrupted
 
 
@@ -46,9 +46,12 @@ def options(
 
 
 app.command()(train.train)
+app.command()(original.original)
 app.command("eval")(evaluate.evaluate)
 app.command()(ask.ask)
 app.command()(view.view)
+app.command()(export.export)
+app.command()(doctor.doctor)
 app.command()(serve.serve)
 app.add_typer(data.app, name="data")
 app.add_typer(search.app, name="search")

@@ -1,5 +1,7 @@
 """What a recipe would do, in lines, from the recipe alone."""
 
+from pathlib import Path
+
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_remote import REMOTE
 
@@ -14,13 +16,26 @@ def plan(recipe: Recipe) -> list[str]:
         *_warm_start(recipe),
         *_evaluation(recipe, "the warm start", recipe.evaluation.warm_start and recipe.warm_start.enabled),
         *_reinforcement(recipe),
-        *_evaluation(recipe, "the trained policy", True),
+        *_evaluation(recipe, "the trained policy", recipe.evaluation.trained),
         f"report: {recipe.report.examples} example trajectories, results and plots in {recipe.output}",
     ]
     return [
         f"# plan (trainer {recipe.trainer}, seed {recipe.seed}, policy {recipe.model.name})",
         *(f"# {number}. {stage}" for number, stage in enumerate(stages, start=1)),
+        *(_verl(recipe) if recipe.trainer == "verl" else []),
     ]
+
+
+def _verl(recipe: Recipe) -> list[str]:
+    """The recipe in verl's words, and what it will take."""
+    from zerosearch.training.verl.estimate import estimate
+    from zerosearch.training.verl.files import Files
+    from zerosearch.training.verl.known import check_overrides
+    from zerosearch.training.verl.translate import hydra_arguments, translate
+
+    arguments = hydra_arguments(translate(recipe, Files.of(Path(recipe.output))))
+    check_overrides(recipe)
+    return ["# verl.trainer.main_ppo:", *(f"#   {argument}" for argument in arguments), *estimate(recipe)]
 
 
 def _tuning(recipe: Recipe) -> list[str]:

@@ -1,8 +1,11 @@
 """`zerosearch train`: carry out a recipe, or say what it would do."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from zerosearch.training.recipe import Recipe
 
 
 def train(
@@ -20,11 +23,21 @@ def train(
 
     resolved = load_recipe(recipe, overrides or [])
     if dry_run:
-        from zerosearch.cli.plan import plan
-
         typer.echo(resolved_toml(resolved))
-        typer.echo("\n".join(plan(resolved)))
-        return
-    from zerosearch.training.stages import train as carry_out
+        show_plan(resolved)
+    else:
+        carry_out(resolved)
 
-    carry_out(resolved)
+
+def show_plan(recipe: "Recipe") -> None:
+    from zerosearch.cli.plan import plan
+
+    typer.echo("\n".join(plan(recipe)))
+
+
+def carry_out(recipe: "Recipe") -> None:
+    if recipe.trainer == "verl":
+        from zerosearch.training.verl.launch import train
+    else:
+        from zerosearch.training.stages import train
+    train(recipe)

@@ -91,6 +91,15 @@ def embedded_model_path() -> Path:
     return target
 
 
+def model_path(name: str) -> str:
+    """Where the model of that name is, or will be once it is fetched: an absolute folder, else a hub id as it is."""
+    if name == "embedded":
+        name = os.environ.get("ZEROSEARCH_MODEL") or str(cache_folder() / _FOLDER)
+        return str(Path(name).expanduser().absolute())
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
+
+
 def cache_folder() -> Path:
     """Where converted models are kept."""
     return Path(os.environ.get("ZEROSEARCH_CACHE") or "~/.cache/zerosearch").expanduser()

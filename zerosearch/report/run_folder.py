@@ -88,6 +88,11 @@ class RunFolder:
             raise RunError(f"{self.results} is no JSON ({error}): remove it and evaluate again") from error
         return Results.from_json(value)
 
+    def read_versions(self) -> dict[str, str | bool | None]:
+        """What `gather_versions` found when the run began."""
+        versions: dict[str, str | bool | None] = json.loads(self.versions.read_text())
+        return versions
+
     def write_results(self, results: Results) -> None:
         write_atomically(self.results, json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n")
 

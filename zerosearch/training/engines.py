@@ -11,7 +11,9 @@ from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
 from zerosearch.search.bm25 import BM25Engine
-from zerosearch.search.engine import Noise, SearchEngine
+from zerosearch.search.counting import CountingEngine
+from zerosearch.search.engine import CountedEngine, Noise, SearchEngine
+from zerosearch.search.mixed import MixedEngine
 from zerosearch.search.page_cache import PageCache
 from zerosearch.search.remote import CallLimits, RemoteEngine
 from zerosearch.simulation.distractors import Distractors
@@ -109,6 +111,31 @@ def real_share(recipe: Recipe) -> Schedule:
     """The share of real searches in mixed training, step by step."""
     mixed = recipe.search.mixed
     return CurriculumNoise(mixed.start, mixed.end, max(recipe.training.steps, 1), base=1.0)
+
+
+def training_engine(
+    recipe: Recipe, simulator: Callable[[], Simulator], real: Callable[[str], SearchEngine]
+) -> CountedEngine | None:
+    """The engine that the recipe trains with, if it searches; only the parts that it needs are made.
+
+    real: makes the real engine of a kind, under a name of its own where the test has another one.
+    """
+
+    def counting(kind: str) -> CountingEngine:
+        engine = CountingEngine(real(kind))
+        engine.reset_counters()  # what earlier tests counted is no part of training
+        return engine
+
+    match recipe.search.type:
+        case "none":
+            return None
+        case "simulated":
+            return simulator()
+        case "mixed":
+            real_engine, share = counting(recipe.search.mixed.real), real_share(recipe)
+            return MixedEngine(simulator(), real_engine, share.probability, recipe.seed)
+        case kind:
+            return counting(kind)
 
 
 def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Simulator:
@@ -215,6 +242,11 @@ def _cached(
 def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
     """The name or folder of the simulation model in this process: the one that the run tuned, where it tunes one."""
     return str(checkpoints / "simulator") if recipe.simulation.tuning.enabled else recipe.simulation.model
+
+
+def policy_start(recipe: Recipe, checkpoints: Path) -> str:
+    """The folder or name of the model before reinforcement."""
+    return str(checkpoints / "warm-start") if recipe.warm_start.enabled else recipe.model.name
 
 
 def make_remote(recipe: Recipe, kind: str) -> SearchEngine:

@@ -58,6 +58,12 @@ def step_figures(groups: Sequence[Group]) -> dict[str, float]:
     return figures | _searches(trajectories)
 
 
+def engine_figures(counters: Mapping[str, float]) -> dict[str, float]:
+    """What the step's engine counted, and again under names of their own what runs are compared by."""
+    names = ("noise_scheduled", "noise_realised", "hit_rate", "leak_rate")
+    return dict(counters) | {name: counters[key] for name in names if (key := f"simulator/{name}") in counters}
+
+
 def _searches(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     done = [search for t in trajectories for search in t.searches if not search.error]
     figures = {

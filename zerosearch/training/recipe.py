@@ -21,6 +21,7 @@ from zerosearch.training.recipe_section import (
     Section,
     Share,
 )
+from zerosearch.training.recipe_verl import Verl
 
 LATER_SEARCH_TYPES = ("dense",)
 FETCHING = ("timeout", "retries", "outage", "cache", "offline")
@@ -355,6 +356,8 @@ class Evaluation(Section):
     """Evaluate the model as it came, too."""
     warm_start: bool = True
     """Evaluate the model after the warm start, too."""
+    trained: bool = True
+    """Evaluate the trained policy; `zerosearch eval` can do so later."""
 
 
 class Report(Section):
@@ -370,7 +373,7 @@ class Recipe(Section):
     """A whole recipe."""
 
     trainer: Literal["local", "verl"] = "local"
-    """`local`: one process, CPU or one GPU. (`verl`, for many GPUs, is not available in this version.)"""
+    """`local`: one process, CPU or one GPU; `verl`: many GPUs and machines."""
     seed: Count = 0
     """Seed of everything that is drawn."""
     output: str = ""
@@ -390,6 +393,7 @@ class Recipe(Section):
     health: Health = Health()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
+    verl: Verl = Verl()
 
     @property
     def policy_tokens(self) -> int:
@@ -405,13 +409,6 @@ class Recipe(Section):
     def policy_simulates(self) -> bool:
         """Whether the policy as it is now writes the pages that it reads."""
         return self.simulates and self.simulation.mode == "self" and not self.simulation.frozen
-
-    @field_validator("trainer")
-    @classmethod
-    def _trainer_available(cls, value: str) -> str:
-        if value != "local":
-            raise ValueError(f'trainer = "{value}" is not available in this version; use "local"')
-        return value
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

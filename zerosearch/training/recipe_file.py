@@ -1,4 +1,8 @@
-"""Reading recipes from TOML with dotted overrides, and writing a resolved one back."""
+"""Reading recipes from TOML with dotted overrides, and writing a resolved one back.
+
+A recipe file may begin with `extends = "other"`, a built-in recipe or a file beside it: what it does not say itself is
+taken from there. As an override, `extends=other` takes the place of the file's own.
+"""
 
 import difflib
 import tomllib
@@ -49,6 +53,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     table = _read(name_or_path)
     for override in overrides:
         _lay_over(table, override)
+    table = _extended(table, Path(name_or_path).parent, [name_or_path])
     try:
         recipe = Recipe.model_validate(table)
     except ValidationError as error:
@@ -61,6 +66,49 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def resolved_toml(recipe: Recipe) -> str:
     """The recipe with every key as TOML, which `load_recipe` reads back to an equal recipe."""
     return tomli_w.dumps(recipe.model_dump())
+
+
+def differing_toml(recipe: Recipe) -> str:
+    """The recipe as TOML with the keys alone that are not the defaults of its algorithm; it reads back as equal."""
+    kind = {"type": recipe.algorithm.type}
+    differing = _differing(recipe.model_dump(), Recipe.model_validate({"algorithm": kind}).model_dump())
+    return tomli_w.dumps(_merged(differing, {"algorithm": kind}))
+
+
+def _differing(table: Table, other: Table) -> Table:
+    """What a table holds that another has not, or has otherwise."""
+    found = {}
+    for key, value in table.items():
+        before = other.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            value, before = _differing(value, before), {}
+        if value != before:
+            found[key] = value
+    return found
+
+
+def _extended(table: Table, folder: Path, read: list[str]) -> Table:
+    """The table over those that it extends. folder: where the names of files begin; read: the recipes on the way."""
+    if "extends" not in table:
+        return table
+    name = table["extends"]
+    if not isinstance(name, str) or not name:
+        raise UserError(f"extends is {_shown(name)} in {read[-1]}; set it to the name or the path of one recipe")
+    if name not in built_in_recipes():
+        name = str(folder / name)
+    if name in read:
+        raise UserError(f"the recipe {name} extends itself ({' extends '.join([*read, name])}); remove one `extends`")
+    base = _extended(_read(name), Path(name).parent, [*read, name])
+    return _merged(base, {key: value for key, value in table.items() if key != "extends"})
+
+
+def _merged(below: Table, above: Table) -> Table:
+    """Two tables as one, key by key; where both say something, `above` counts."""
+    merged = below | above
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            merged[key] = _merged(below[key], value)
+    return merged
 
 
 def _read(name_or_path: str) -> Table:

@@ -34,6 +34,7 @@ from zerosearch.training.engines import (
     make_simulator,
     make_teaching_engine,
     make_template,
+    policy_start,
     prompt_length,
     sampled_chat,
     served_chat,
@@ -187,4 +188,4 @@ class Run:
     @property
     def start(self) -> str:
         """The folder or name of the model before reinforcement."""
-        return str(self.folder.checkpoints / "warm-start") if self.recipe.warm_start.enabled else self.recipe.model.name
+        return policy_start(self.recipe, self.folder.checkpoints)

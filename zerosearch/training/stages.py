@@ -69,8 +69,9 @@ def train(recipe: Recipe) -> None:
         trained = checkpoints(folder.checkpoints)
         if recipe.training.steps and not (trained and TRAINED in folder.read_results().systems):
             trainer.reinforce(run, start)
-        evaluate_policy(run, TRAINED)
-    report(run)
+        if recipe.evaluation.trained:
+            evaluate_policy(run, TRAINED)
+    report(recipe, folder)
 
 
 def stage_names(recipe: Recipe) -> list[str]:
@@ -86,7 +87,7 @@ def stage_names(recipe: Recipe) -> list[str]:
             names.append(f"evaluation {WARM_START}")
     if recipe.training.steps:
         names.append(trainer.STAGE)
-    return [*names, f"evaluation {TRAINED}"]
+    return [*names, f"evaluation {TRAINED}"] if recipe.evaluation.trained else names
 
 
 def check_servers(recipe: Recipe) -> None:
@@ -286,20 +287,21 @@ def _engine_conditions(engine: SearchEngine | None, recipe: Recipe) -> dict[str,
     }
 
 
-def report(run: Run) -> None:
+def report(recipe: Recipe, folder: RunFolder) -> None:
     """Print examples, results and the last line, and draw the learning curve."""
-    folder, results = run.folder, run.folder.read_results()
+    results = folder.read_results()
     trajectories = [Trajectory.from_json(record) for record in folder.read_trajectories(TRAINED)]
     examples = [Example.of(trajectory, score_trajectory(trajectory)) for trajectory in trajectories]
-    chosen = pick_examples(examples)[: run.recipe.report.examples]
+    chosen = pick_examples(examples)[: recipe.report.examples]
     write_atomically(folder.examples, examples_text(chosen))
     show_examples(chosen)
     show_results(results)
-    if run.recipe.training.steps:
+    if recipe.training.steps:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
     console = open_console()
     console.print(f"run folder: {folder.path}", markup=False, highlight=False)
-    console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
+    if TRAINED in results.systems:
+        console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> None:

@@ -22,8 +22,8 @@ from zerosearch.training.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from zerosearch.training.engines import real_share
-from zerosearch.training.health import Watch, step_figures
+from zerosearch.training.engines import training_engine
+from zerosearch.training.health import Watch, engine_figures, step_figures
 from zerosearch.training.learner import Learner
 from zerosearch.training.recipe_remote import REMOTE
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
@@ -158,24 +158,11 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch, coming
 
 
 def _engine(run: Run, rewards: Sequence[float], sampler: BatchSampler) -> CountedEngine | None:
-    recipe = run.recipe
-    match recipe.search.type:
-        case "none":
-            return None
-        case "simulated":
-            return run.simulator(run.schedule(rewards), sampler)
-        case "mixed":
-            simulator, share = run.simulator(run.schedule(rewards), sampler), real_share(recipe)
-            return MixedEngine(simulator, _real(run, recipe.search.mixed.real), share.probability, recipe.seed)
-        case kind:
-            return _real(run, kind)
-
-
-def _real(run: Run, kind: str) -> CountingEngine:
-    """A real engine of training, under a name of its own where it is not shared with the test."""
-    engine = CountingEngine(run.remote_engine(kind) if kind in REMOTE else BM25Engine(run.corpus, name="training"))
-    engine.reset_counters()  # what earlier tests counted is no part of training
-    return engine
+    return training_engine(
+        run.recipe,
+        lambda: run.simulator(run.schedule(rewards), sampler),
+        lambda kind: run.remote_engine(kind) if kind in REMOTE else BM25Engine(run.corpus, name="training"),
+    )
 
 
 def _real_calls(run: Run, engine: SearchEngine | None) -> int:
@@ -199,9 +186,6 @@ def _engine_figures(engine: CountedEngine | None) -> dict[str, float]:
     """What the engine counted in the step; its counters start again."""
     if engine is None:
         return {}
-    figures = engine.counters()
+    counters = engine.counters()
     engine.reset_counters()
-    for name in ("noise_scheduled", "noise_realised", "hit_rate", "leak_rate"):
-        if f"simulator/{name}" in figures:
-            figures[name] = figures[f"simulator/{name}"]
-    return figures
+    return engine_figures(counters)

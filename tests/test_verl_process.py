@@ -1,0 +1,139 @@
+"""verl's program is followed, limited and ended without remains; its figures get our names."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from verl_runs import programs
+from whole_runs import ONLY_RL, SMALL
+
+from zerosearch.errors import RunError
+from zerosearch.report.panel import LineDisplay
+from zerosearch.report.run_folder import RunFolder
+from zerosearch.training.recipe_file import load_recipe, resolved_toml
+from zerosearch.training.verl.files import Files
+from zerosearch.training.verl.launch import follow, our_figures, steps_saved, why
+from zerosearch.training.verl.process import Program
+
+DETACHED = """
+import mmap, os, subprocess, sys, time
+name = sys.argv[1]
+child = (
+    "import mmap, time; file = open({0!r}, 'w+b'); file.truncate(4096); held = mmap.mmap(file.fileno(), 4096);"
+    "print('ready', flush=True); time.sleep(600)"
+).format(name)
+held = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
+held.stdout.readline()
+print("ready", flush=True)
+time.sleep(600 if sys.argv[2] == "stay" else 0)
+"""
+
+
+def wait_for(log: Path, text: str) -> None:
+    until = time.monotonic() + 20
+    while not log.is_file() or text not in log.read_text():
+        assert time.monotonic() < until, log.read_text() if log.is_file() else "nothing was written"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("stays", ["stay", "go"])
+def test_a_program_leaves_neither_processes_nor_shared_memory(
+    tmp_path: Path, stays: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zerosearch.training.verl.process.PATIENCE", 1.0)
+    segment, log = Path("/dev/shm") / f"zerosearch-test-{os.getpid()}-{stays}", tmp_path / "log"
+    program = Program([sys.executable, "-c", DETACHED, str(segment), stays], os.environ, log)
+    wait_for(log, "ready")
+    assert segment.is_file() and list(programs())
+    program.close()
+    assert not segment.exists() and not list(programs())
+
+
+def test_a_program_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from zerosearch.training.verl.process import Program;"
+        "Program([sys.executable, '-c', 'print(\"ready\", flush=True); import time; time.sleep(600)'], os.environ,"
+        "Path(sys.argv[1])); time.sleep(600)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    launcher = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log")], env=environment)
+    wait_for(tmp_path / "log", "ready")
+    launcher.kill()
+    launcher.wait(10)
+    until = time.monotonic() + 10
+    while list(programs()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def followed(tmp_path: Path, code: str, *overrides: str) -> RunFolder:
+    """What a program that writes metrics leaves in a run folder."""
+    recipe = load_recipe("world", [*SMALL, *ONLY_RL, f"output={tmp_path / 'run'}", *overrides])
+    folder = RunFolder.create(recipe.output, resolved_toml(recipe))
+    files = Files.of(folder.path)
+    files.metrics.parent.mkdir()
+    program = Program([sys.executable, "-c", code, str(files.metrics)], os.environ, tmp_path / "log")
+    display = LineDisplay("run", [], sys.stdout)
+    display.stage("reinforcement", 3)
+    try:
+        follow(program, recipe, folder, files, display)
+    finally:
+        program.close()
+    return folder
+
+
+def written(*rows: dict[str, object]) -> str:
+    return f"import sys; open(sys.argv[1], 'w').write({''.join(json.dumps(row) + chr(10) for row in rows)!r});"
+
+
+def step(number: int, **figures: float) -> dict[str, object]:
+    return {"step": number, "data": {"zerosearch/reward": 0.5, "actor/grad_norm": 1.0, **figures}}
+
+
+def test_a_runs_metrics_come_from_verls(tmp_path: Path) -> None:
+    rows = [{"step": 0, "data": {"val-core/x": 1.0}}, step(1), step(2)]
+    folder = followed(tmp_path, written(*rows))
+    assert [(row["stage"], row["step"]) for row in folder.metrics.rows()] == [
+        ("reinforcement", 1),
+        ("reinforcement", 2),
+    ]
+
+
+def test_a_run_without_steps_is_stopped(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"no step ended within verl.time_limit = 1 seconds.*resume=true"):
+        followed(tmp_path, "import time; time.sleep(600)", "verl.time_limit=1")
+    assert time.monotonic() - started < 10 and not list(programs())
+
+
+def test_a_run_that_collapses_is_stopped(tmp_path: Path) -> None:
+    code = written(step(1), step(2, **{"actor/grad_norm": float("nan")})) + "import time; time.sleep(600)"
+    with pytest.raises(RunError, match="training has collapsed: gradient_norm"):
+        followed(tmp_path, code.replace("NaN", "null"))
+    assert not list(programs())
+
+
+def test_figures_have_the_names_that_other_runs_have() -> None:
+    figures = our_figures({"zerosearch/reward": 0.5, "actor/grad_norm": 2.0, "perf/mfu/actor": 0.1})
+    assert figures == {"reward": 0.5, "gradient_norm": 2.0, "verl/perf/mfu/actor": 0.1}
+
+
+def test_why_a_program_ended(tmp_path: Path) -> None:
+    log = tmp_path / "verl.log"
+    log.write_text("(TaskRunner pid=1) x\nzerosearch.errors.RunError: no server was there: start one.\nException\n")
+    assert why(log) == "no server was there: start one"
+    log.write_text("Traceback\nValueError: no such key\n")
+    assert "ValueError: no such key" in why(log) and str(log) in why(log)
+
+
+def test_where_a_run_goes_on(tmp_path: Path) -> None:
+    assert steps_saved(tmp_path) == 0
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("12")
+    assert steps_saved(tmp_path) == 12
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("")
+    with pytest.raises(RunError, match="holds no number"):
+        steps_saved(tmp_path)

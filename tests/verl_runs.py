@@ -1,0 +1,61 @@
+"""Whole runs on verl, on CPU with a model of two layers, and what they leave."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from whole_runs import ONLY_RL, SMALL, lines
+
+from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_file import load_recipe
+
+ON_VERL = [
+    "trainer=verl",
+    "verl.device=cpu",
+    "verl.rollout=local",
+    "verl.workers=1",
+    "verl.time_limit=240",
+    "training.threads=0",
+    "training.deterministic=false",
+    "report.live=false",
+    "report.examples=0",
+]
+
+PROBED = [
+    'verl.overrides.trainer.v1.sampler.custom_sampler.path="pkg://verl_probe"',
+    "verl.overrides.trainer.v1.sampler.custom_sampler.name=ProbeBuffer",
+]
+
+
+def recipe(model: Path, output: Path, *overrides: str) -> Recipe:
+    given = [*SMALL, *ONLY_RL, f"model.name={model}", f"simulation.model={model}", f"output={output}"]
+    return load_recipe("world", [*given, *ON_VERL, *overrides])
+
+
+def acting(patch: pytest.MonkeyPatch) -> None:
+    """Let the models in verl's processes act by chance."""
+    tests = str(Path(__file__).parent)
+    patch.setenv("VERL_USE_EXTERNAL_MODULES", "verl_chance")
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(tests).parent), tests]))
+
+
+def verl_rows(run: Path) -> list[dict[str, Any]]:
+    """verl's own metrics, as it wrote them."""
+    return lines(run / "verl" / "metrics.jsonl")
+
+
+def commands() -> Iterator[tuple[int, str]]:
+    """Number and command line of the processes that a launcher of ours started."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if b"ZEROSEARCH_PROGRAM=" in (folder / "environ").read_bytes():
+                    yield int(folder.name), (folder / "cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+
+
+def programs() -> Iterator[str]:
+    return (line for _, line in commands())

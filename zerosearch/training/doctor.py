@@ -1,0 +1,266 @@
+"""Whether this machine can carry out a recipe: each check says what it found, and what to do if it is not enough."""
+
+import asyncio
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from zerosearch.data import Question
+from zerosearch.data.question_set import load_questions
+from zerosearch.errors import RunError, UserError
+from zerosearch.inference.embedded import resolve_model
+from zerosearch.search.engine import SearchRequest
+from zerosearch.training.engines import chat_servers, make_prompt, make_remote, make_template
+from zerosearch.training.recipe import Recipe
+from zerosearch.training.rewards import load_function
+from zerosearch.training.verl.shape import shape_of
+
+State = Literal["ok", "warning", "problem"]
+GIGABYTE = 10**9
+SHARED_MEMORY = 4 * GIGABYTE
+"""Free in /dev/shm below which weights may not pass from trainer to sampler, 2 GB at a time."""
+RAY_SECONDS = 60
+RAY_ASKED = (
+    "import json, ray; ray.init(address='auto', log_to_driver=False, logging_level='ERROR'); "
+    "print('\\n' + json.dumps(ray.cluster_resources()))"
+)
+ROLLOUTS = {"vllm": "vllm", "sglang": "sglang"}
+"""The package of each rollout on GPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. said: one sentence; a problem's says what to do."""
+
+    check: str
+    state: State
+    said: str
+
+
+Check = Callable[[Recipe], Iterator[Finding]]
+
+
+def examine(recipe: Recipe) -> Iterator[Finding]:
+    """Every check that the recipe calls for, one after the other. None waits for longer than a minute or two."""
+    for check in CHECKS:
+        try:
+            yield from check(recipe)
+        except (UserError, RunError) as error:
+            yield Finding(check.__name__.strip("_").replace("_", " "), "problem", str(error))
+
+
+def _python(recipe: Recipe) -> Iterator[Finding]:
+    version = sys.version_info[:2]
+    good = (3, 11) <= version < (3, 13)
+    yield Finding(
+        "python", "ok" if good else "problem", f"{platform.python_version()}{'' if good else '; take 3.11 or 3.12'}"
+    )
+
+
+def _packages(recipe: Recipe) -> Iterator[Finding]:
+    """The packages of the extras that the recipe needs, held against the versions that they should have."""
+    extras = ["verl" if recipe.trainer == "verl" else "local"]
+    extras += ["serpapi"] if "serpapi" in (recipe.search.type, recipe.evaluation.engine) else []
+    wrong: list[str] = []
+    for requirement in _requirements("zerosearch", ["", *extras]):
+        have = _version(requirement.name)
+        if have is None or not requirement.specifier.contains(have, prereleases=True):
+            wrong.append(f"{requirement.name}{requirement.specifier} (here: {have or 'none'})")
+    if wrong:
+        wanted = f'pip install "zerosearch[{",".join(extras)}]"'
+        yield Finding("packages", "problem", f"{', '.join(wrong)}: {wanted}")
+    else:
+        yield Finding("packages", "ok", f"all of zerosearch[{','.join(extras)}]")
+    rollout = ROLLOUTS.get(recipe.verl.rollout)
+    if recipe.trainer == "verl" and recipe.verl.device == "cuda" and rollout:
+        have = _version(rollout)
+        said = have or f'not here, but verl.rollout is "{rollout}": pip install {rollout}'
+        yield Finding(rollout, "ok" if have else "problem", said)
+
+
+def _requirements(package: str, extras: list[str]) -> Iterator[Requirement]:
+    """What a package with some of its extras requires; what it requires of itself is followed."""
+    try:
+        lines = metadata.requires(package) or []
+    except metadata.PackageNotFoundError:
+        raise UserError(f"{package} is not installed, only found: pip install -e . in its folder") from None
+    for line in lines:
+        requirement = Requirement(line)
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        if requirement.name == package:
+            yield from _requirements(package, list(requirement.extras))
+        else:
+            yield requirement
+
+
+def _entry_point(recipe: Recipe) -> Iterator[Finding]:
+    """verl loads our side of it in each of its processes by an entry point, which only an installation announces."""
+    if recipe.trainer != "verl":
+        return
+    found = [each.value for each in metadata.entry_points(group="verl.plugins") if each.name == "zerosearch"]
+    if found:
+        yield Finding("entry point", "ok", f"verl.plugins: {found[0]}")
+    else:
+        said = "the group verl.plugins does not name zerosearch: install it again (pip install -e .), on every node"
+        yield Finding("entry point", "problem", said)
+
+
+def _translation(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.trainer != "verl":
+        return
+    from zerosearch.training.verl.files import Files
+    from zerosearch.training.verl.translate import translate
+
+    keys = translate(recipe, Files.of(Path(recipe.output)))
+    yield Finding("translation", "ok", f"{len(keys)} keys of verl")
+
+
+def _machine(recipe: Recipe) -> Iterator[Finding]:
+    """GPUs: those of Ray's cluster where one is named, else those of this machine."""
+    verl = recipe.verl
+    wants_gpus = recipe.trainer == "verl" and verl.device == "cuda"
+    wanted = verl.nodes * verl.gpus_per_node if wants_gpus else 0
+    if recipe.trainer == "verl" and os.environ.get("RAY_ADDRESS"):
+        resources = _ray_resources()
+        nodes = sum(name.startswith("node:") and "internal" not in name for name in resources)
+        have, where = int(resources.get("GPU", 0)), f"Ray's cluster of {nodes} nodes"
+        if nodes < verl.nodes:
+            said = f"{where} is too small for verl.nodes = {verl.nodes}: ray start --address=… on the others"
+            yield Finding("nodes", "problem", said)
+    elif recipe.trainer == "verl" and verl.nodes > 1:
+        yield Finding(
+            "nodes",
+            "problem",
+            f"verl.nodes is {verl.nodes}, but no cluster is named: start Ray on each node, and set RAY_ADDRESS=auto",
+        )
+        return
+    else:
+        import torch
+
+        have, where = torch.cuda.device_count(), "this machine"
+    if have >= wanted:
+        yield Finding("GPUs", "ok", f"{have} in {where}, {wanted} wanted; {os.cpu_count()} CPU cores here")
+    else:
+        said = f"{have} in {where}, but {wanted} are wanted (verl.nodes * verl.gpus_per_node): lower these, or add GPUs"
+        yield Finding("GPUs", "problem", said)
+
+
+def _ray_resources() -> dict[str, float]:
+    import json
+
+    command = [sys.executable, "-c", RAY_ASKED]
+    where = f"Ray's cluster at {os.environ['RAY_ADDRESS']}"
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=RAY_SECONDS, check=True).stdout
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{where} gave no answer within {RAY_SECONDS} s: see `ray status` on its head") from None
+    except subprocess.CalledProcessError as error:
+        last = [line for line in error.stderr.splitlines() if line.strip()][-1:]
+        raise RunError(f"{where} cannot be reached ({''.join(last)}): start it, or unset RAY_ADDRESS") from None
+    resources: dict[str, float] = json.loads(said.strip().splitlines()[-1])
+    return resources
+
+
+def _questions(recipe: Recipe) -> Iterator[Finding]:
+    for source, split, limit in (
+        (recipe.data.train, "train", recipe.data.train_limit),
+        (recipe.data.test, "test", recipe.data.test_limit),
+    ):
+        found = load_questions(source, split, limit)
+        yield Finding(f"{split} questions", "ok", f"{len(found.questions):,} of {source}")
+
+
+def _files(recipe: Recipe) -> Iterator[Finding]:
+    """What the recipe names: the model's folder, its prompt, the simulator's template, a reward of one's own."""
+    if recipe.model.name != "embedded":
+        resolve_model(recipe.model.name)
+    make_prompt(recipe)
+    if recipe.simulates:
+        make_template(recipe)
+    if recipe.reward.function:
+        load_function(recipe.reward.function)
+    yield Finding("files", "ok", "model, prompt, template and reward are there")
+
+
+def _simulator(recipe: Recipe) -> Iterator[Finding]:
+    simulation = recipe.simulation
+    if recipe.simulates and simulation.url and not simulation.offline:
+        asyncio.run(chat_servers(recipe).check())
+        yield Finding("simulator", "ok", f"{simulation.model} at {', '.join(simulation.url)} answers")
+
+
+def _test(recipe: Recipe) -> Iterator[Finding]:
+    """The engines behind HTTP: the paid one is only looked at, the other one is asked for a page."""
+    used = {recipe.search.mixed.real if recipe.search.type == "mixed" else recipe.search.type, recipe.evaluation.engine}
+    if "serpapi" in used:
+        make_remote(recipe, "serpapi")
+        yield Finding("serpapi", "ok", "a key is set; it was not asked, since answers cost")
+    if "retriever" in used:
+        engine = make_remote(recipe, "retriever")
+        question = Question(id="doctor", text="Who wrote Hamlet?", golden_answers=(), data_set="doctor")
+        page = asyncio.run(engine.search(SearchRequest("Hamlet author", question, k=1)))
+        if page.error:
+            yield Finding("retriever", "problem", page.error)
+        else:
+            yield Finding("retriever", "ok", f"{recipe.search.retriever.url} answers")
+
+
+def _disk(recipe: Recipe) -> Iterator[Finding]:
+    folder = Path(recipe.output).absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free, shape = shutil.disk_usage(folder).free, shape_of(recipe.model.name)
+    models = 2 if recipe.algorithm.estimator == "critic" else 1
+    wanted = 12 * shape.parameters * models * (recipe.training.keep + 1) if shape else 0
+    said = f"{free / GIGABYTE:.0f} GB free at {folder}, about {wanted / GIGABYTE:.1f} GB wanted for checkpoints"
+    hint = ": make room, choose another output, or lower training.keep"
+    yield Finding("disk", "ok" if free > wanted else "problem", said if free > wanted else said + hint)
+    if recipe.trainer == "verl" and recipe.verl.device == "cuda":
+        free = shutil.disk_usage("/dev/shm").free
+        enough = free > SHARED_MEMORY
+        said = f"{free / GIGABYTE:.1f} GB free in /dev/shm"
+        hint = ": give the machine (in a container: --shm-size) 4 GB and more, or weights may not reach the sampler"
+        yield Finding("shared memory", "ok" if enough else "warning", said if enough else said + hint)
+
+
+def _keys(recipe: Recipe) -> Iterator[Finding]:
+    """Keys that the recipe may need; none is shown."""
+    hub = recipe.model.name.startswith("meta-llama/") and not Path(recipe.model.name).is_dir()
+    if hub and not (os.environ.get("HF_TOKEN") or Path("~/.cache/huggingface/token").expanduser().is_file()):
+        said = f"{recipe.model.name} is gated: accept its licence on the hub, and set HF_TOKEN or hf auth login"
+        yield Finding("hub token", "warning", said)
+    known = os.environ.get("WANDB_API_KEY") or Path("~/.netrc").expanduser().is_file()
+    if recipe.trainer == "verl" and "wandb" in recipe.verl.loggers and not known:
+        yield Finding("wandb key", "problem", "verl.loggers names wandb: wandb login, or set WANDB_API_KEY")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+CHECKS: tuple[Check, ...] = (
+    _python,
+    _packages,
+    _entry_point,
+    _translation,
+    _machine,
+    _disk,
+    _keys,
+    _files,
+    _questions,
+    _simulator,
+    _test,
+)

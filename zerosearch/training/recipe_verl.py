@@ -1,0 +1,58 @@
+"""The recipe's table of verl: `trainer = "verl"` trains with it, on many GPUs."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from zerosearch.training.recipe_section import Count, Positive, Section
+
+
+class Verl(Section):
+    """Where and how verl trains; of account where `trainer` is `verl`."""
+
+    nodes: Positive = 1
+    """Machines of the Ray cluster."""
+    gpus_per_node: Positive = 1
+    """GPUs of each machine; on CPU, processes."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """`cuda`, or `cpu` for small models and tests."""
+    strategy: Literal["fsdp2", "megatron"] = "fsdp2"
+    """How the training engine splits the model."""
+    rollout: Literal["vllm", "sglang", "local"] = "vllm"
+    """What samples: `vllm`, `sglang`, or `local`, the sampler of this package (on CPU)."""
+    tensor_parallel: Positive = 1
+    """GPUs that hold one copy of the sampling model together; with `megatron` of the trained one, too."""
+    memory_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.6
+    """Share of a GPU's memory that the sampler takes for weights and for keys and values."""
+    offload: bool = False
+    """Keep weights and optimiser in the host's memory while a GPU samples: slower, for small GPUs."""
+    workers: Positive = 8
+    """Processes that run episodes."""
+    micro_batch: Count = 0
+    """Trajectories in one forward and backward pass of a GPU; 0 = as many as `training.micro_batch_tokens` holds."""
+    loggers: list[Literal["console", "wandb", "tensorboard", "trackio", "mlflow", "swanlab", "clearml"]] = []  # noqa: RUF012
+    """Where verl sends its metrics, besides the run folder."""
+    time_limit: Count = 3600
+    """Seconds that a run may go without a finished step before it is stopped; 0 = no limit."""
+    overrides: dict[str, Any] = {}  # noqa: RUF012
+    """Keys of verl's own configuration by their dotted names; they win over what the recipe says."""
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _one_logger_is_a_list(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("overrides")
+    @classmethod
+    def _flat(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return dict(_leaves(value))
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested tables by their dotted keys."""
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,216 @@
+"""verl's replay buffer, which also reads what the agent loops said of their episodes.
+
+It is where a step's episodes are first together: their figures go from here into verl's logs, their trajectories
+into the run folder, and a run whose searches fail ends here, before the step's update.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from pyarrow.parquet import read_metadata
+from tensordict import TensorDict
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.errors import RunError
+from zerosearch.evaluation.benchmark import score_trajectory
+from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, summarize
+from zerosearch.report.run_folder import RunFolder
+from zerosearch.training.health import engine_figures, step_figures
+from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.rollout import Group
+from zerosearch.training.verl.files import Files
+
+STAGE = "reinforcement"
+PREFIX = "zerosearch/"
+"""Of the names of our figures in verl's logs."""
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """An episode as it came back: `fields` are the agent loop's `extra_fields`."""
+
+    key: str
+    trajectory: Trajectory
+    record: Mapping[str, Any]
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, key: str, fields: Mapping[str, Any]) -> "Episode":
+        record = json.loads(fields["trajectory"])
+        return cls(key, Trajectory.from_json(record), record, fields)
+
+    @property
+    def group(self) -> str:
+        return self.key.split("_")[0]
+
+    @property
+    def place(self) -> tuple[str, str, str, int]:
+        question = self.trajectory.question
+        return question.data_set, question.id, self.group, self.trajectory.sample
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.fields["error"])
+
+    @property
+    def reward(self) -> float:
+        return float(sum(self.fields["parts"].values()))
+
+
+class EpisodeBuffer(ReplayBuffer):
+    """sampler_kwargs: `recipe`, the path of the resolved recipe."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"poll_interval": POLL_SECONDS} | kwargs)
+        recipe = Path(self.sampler_kwargs["recipe"])
+        self._recipe, self._folder = load_recipe(str(recipe)), RunFolder.open(recipe.parent)
+        self._questions = read_metadata(Files.of(recipe.parent).test).num_rows
+        self._tested: list[Episode] = []
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
+        """Wait for the episodes of `batch_size` questions; return verl's batch of them, and the step's figures.
+
+        Raises:
+            RunError: an episode said that all others would fail, too, or too many failed.
+        """
+        batch, figures = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
+        found = zip(batch.keys, data["extra_fields"].tolist(), strict=True)
+        episodes = sorted((Episode.of(key, fields) for key, fields in found), key=lambda episode: episode.place)
+        check(episodes, self._recipe.search.failure_threshold)
+        if partition_id == "val":
+            self._write_results(global_steps, episodes)
+            return batch, figures
+        even_out(episodes, partition_id)
+        rows = ({"reward": episode.reward, **episode.record} for episode in episodes)
+        self._folder.append_trajectories(STAGE, rows)
+        return batch, figures | {f"{PREFIX}{name}": value for name, value in figures_of(episodes).items()}
+
+    def _write_results(self, step: int, episodes: Sequence[Episode]) -> None:
+        """Keep the test of the policy before and after training as other runs keep theirs, once it is complete."""
+        recipe, folder = self._recipe, self._folder
+        before = WARM_START if recipe.warm_start.enabled else UNTRAINED
+        system = {0: before, recipe.training.steps: TRAINED}.get(step)
+        if system is None:
+            return
+        self._tested += episodes
+        if len(self._tested) < self._questions:
+            return
+        tested, self._tested = self._tested, []
+        scored = [score_trajectory(episode.trajectory) for episode in tested]
+        rows = ({**e.record, "f1": s.f1, "em": s.em} for e, s in zip(tested, scored, strict=True))
+        folder.write_trajectories(system, rows)
+        folder.add_system(system, summarize(scored, conditions(recipe)))
+
+
+def conditions(recipe: Recipe) -> dict[str, Scalar]:
+    """What the results of a test within verl were measured under."""
+    return {
+        "questions": recipe.data.test,
+        "engine": recipe.evaluation.engine,
+        "corpus": recipe.search.corpus,
+        "k": recipe.evaluation.k,
+        "max_turns": recipe.agent.max_turns,
+        "model": recipe.model.name,
+        "rollout": recipe.verl.rollout,
+        "seed": recipe.seed,
+        "greedy": True,
+    }
+
+
+def check(episodes: Sequence[Episode], threshold: float) -> None:
+    """Refuse to go on when too many episodes failed.
+
+    Raises:
+        RunError: see `EpisodeBuffer.sample`.
+    """
+    failed = [episode for episode in episodes if episode.failed]
+    for episode in failed:
+        if episode.fields["ends_run"]:
+            raise RunError(episode.fields["error"])
+    if len(failed) > threshold * len(episodes) or len(failed) == len(episodes):
+        raise RunError(
+            f"{len(failed)} of {len(episodes)} episodes failed, more than search.failure_threshold = {threshold:g} "
+            f"allows; the last error was: {failed[-1].fields['error']}"
+        )
+
+
+def even_out(episodes: Sequence[Episode], partition: str) -> None:
+    """Give failed episodes the mean reward of their group, so that they move nobody's advantage from zero."""
+    groups = _by_group(episodes)
+    failed = [episode for episode in episodes if episode.failed]
+    if not failed:
+        return
+    means = {name: fmean([e.reward for e in group if not e.failed] or [0.0]) for name, group in groups.items()}
+    scores = torch.nested.as_nested_tensor(
+        [torch.tensor([means[episode.group]], dtype=torch.float32) for episode in failed], layout=torch.jagged
+    )
+    fields = TensorDict({"rm_scores": scores}, batch_size=len(failed))
+    tq.kv_batch_put(keys=[episode.key for episode in failed], partition_id=partition, fields=fields)
+
+
+def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
+    """The figures of a step: those of the local trainer, and what is of account among several processes.
+
+    failed_episodes: their number. search_seconds: of a search, waited by its episode. weights_step: the step after
+    which the weights were taken that sampled; its largest and smallest value are the same in synchronous training.
+    """
+    groups = [
+        Group(
+            tuple(e.trajectory for e in group),
+            tuple(e.reward for e in group),
+            tuple(e.fields["parts"] for e in group if not e.failed),
+        )
+        for group in _by_group(episodes).values()
+    ]
+    searches = [search for episode in episodes for search in episode.trajectory.searches]
+    last = {e.fields["worker"]: e.fields["counted"] for e in sorted(episodes, key=_finished)}
+    return {
+        **step_figures(groups),
+        **engine_figures(joined(list(last.values()))),
+        "failed_episodes": float(sum(episode.failed for episode in episodes)),
+        "search_seconds": fmean([search.seconds for search in searches] or [0.0]),
+        "weights_step": float(min(episode.fields["min_global_steps"] for episode in episodes)),
+        "weights_step_max": float(max(episode.fields["max_global_steps"] for episode in episodes)),
+    }
+
+
+def _finished(episode: Episode) -> int:
+    return int(episode.fields["counted"]["episodes"])
+
+
+def joined(counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the engines of several processes counted: sums; of rates the mean, weighted with the pages of each."""
+    sums: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    for each in counters:
+        pages = each.get("simulator/pages", each["episodes"])
+        for name, value in each.items():
+            if name == "episodes":
+                continue
+            weight = pages if _is_rate(name) else 1.0
+            sums[name] += weight * value
+            weights[name] += weight if _is_rate(name) else 0.0
+    return {name: value / weights[name] if weights[name] else float(value) for name, value in sums.items()}
+
+
+def _is_rate(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last.endswith(("_rate", "_share", "_per_document")) or last in ("noise_scheduled", "noise_realised")
+
+
+def _by_group(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    groups: dict[str, list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        groups[episode.group].append(episode)
+    return groups

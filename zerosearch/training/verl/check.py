@@ -1,0 +1,124 @@
+"""What a recipe may say that verl cannot do, found before anything starts."""
+
+from collections.abc import Iterator
+
+from zerosearch.errors import UserError
+from zerosearch.training.recipe import Recipe
+
+WHITENED = ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
+"""Types whose advantages verl always whitens; it whitens no others."""
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that has no counterpart in verl.
+
+    Raises:
+        UserError: it says which key, and what to do.
+    """
+    for sentence in _stages(recipe):
+        raise UserError(sentence)
+    for sentence in _parts(recipe):
+        raise UserError(sentence)
+    for sentence in _machines(recipe):
+        raise UserError(sentence)
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    simulation, training = recipe.simulation, recipe.training
+    if recipe.simulates and simulation.frozen:
+        yield (
+            'simulation.frozen is true, but verl does not keep the policy as it was: set simulation.mode = "prompt" '
+            "and simulation.frozen = false, and let a server at simulation.url write with the model of model.name"
+        )
+    if recipe.simulates and simulation.noise.schedule == "adaptive":
+        yield (
+            'simulation.noise.schedule is "adaptive", but verl\'s workers do not know the rewards of earlier steps; '
+            'take "exponential" or "linear"'
+        )
+    if recipe.simulates and recipe.verl.device == "cuda" and not (simulation.url or simulation.mode == "self"):
+        yield (
+            "simulation.url names no server, but verl's workers have no GPU to run a simulator on: serve the model, "
+            "for instance with vLLM, and set simulation.url"
+        )
+    if not training.steps:
+        yield "training.steps is 0, so verl would train nothing; set it to 1 or more"
+    if training.resample:
+        yield (
+            f"training.resample is {training.resample}, but verl draws groups again without a limit or not at all; set "
+            "training.resample = 0 (and, for no limit, verl.overrides.algorithm.filter_groups.enable = true)"
+        )
+    if training.threads:
+        yield (
+            f"training.threads is {training.threads}, but verl's processes take their threads from the environment; "
+            "set training.threads = 0 and the environment variable OMP_NUM_THREADS"
+        )
+
+
+def _parts(recipe: Recipe) -> Iterator[str]:
+    algorithm, lora = recipe.algorithm, recipe.lora
+    whitens = algorithm.type in WHITENED
+    if algorithm.whiten is not whitens:
+        yield (
+            f"algorithm.whiten is {str(algorithm.whiten).lower()}, but verl {'always' if whitens else 'never'} whitens "
+            f"the advantages of {algorithm.type}; set algorithm.whiten = {str(whitens).lower()}"
+        )
+    if algorithm.estimator == "group" and algorithm.type in WHITENED and algorithm.normalize_std:
+        yield (
+            f"algorithm.normalize_std is true, but verl does not divide by the group's deviation in {algorithm.type}; "
+            "set algorithm.normalize_std = false"
+        )
+    if algorithm.negative != 1:
+        yield (
+            f"algorithm.negative is {algorithm.negative:g}, but verl counts advantages below zero in full; set "
+            "algorithm.negative = 1"
+        )
+    if algorithm.llds_coefficient:
+        yield (
+            f"algorithm.llds_coefficient is {algorithm.llds_coefficient:g}, but verl has no such loss; set "
+            "algorithm.llds_coefficient = 0"
+        )
+    if algorithm.ratio == "sequence" and algorithm.dual_clip:
+        yield (
+            f"algorithm.dual_clip is {algorithm.dual_clip:g}, but verl does not bound the ratios of sequences so; set "
+            "algorithm.dual_clip = 0"
+        )
+    if lora.rank and lora.alpha != round(lora.alpha):
+        yield f"lora.alpha is {lora.alpha:g}, but verl takes whole numbers; set it to one"
+
+
+def _machines(recipe: Recipe) -> Iterator[str]:
+    verl, training = recipe.verl, recipe.training
+    if verl.device == "cpu":
+        if verl.strategy == "megatron":
+            yield 'verl.strategy is "megatron", which needs GPUs; set verl.strategy = "fsdp2" or verl.device = "cuda"'
+        if verl.rollout == "sglang":
+            yield 'verl.rollout is "sglang", which needs GPUs; set verl.rollout = "local" or verl.device = "cuda"'
+        if verl.nodes > 1:
+            yield f'verl.nodes is {verl.nodes}, but verl.device is "cpu", which is for one machine; set verl.nodes = 1'
+    elif verl.rollout == "local":
+        yield 'verl.rollout is "local", which samples on CPU; set verl.rollout = "vllm" or verl.device = "cpu"'
+    if verl.strategy == "megatron" and recipe.model.dtype == "float32":
+        yield (
+            'model.dtype is "float32", but Megatron computes in 16 bits; set model.dtype = "bfloat16" or verl.strategy '
+            '= "fsdp2"'
+        )
+    gpus = verl.nodes * verl.gpus_per_node
+    if gpus % verl.tensor_parallel:
+        yield (
+            f"verl.tensor_parallel is {verl.tensor_parallel}, which does not divide the {gpus} GPUs (verl.nodes * "
+            "verl.gpus_per_node); choose a divisor"
+        )
+        return
+    ranks = gpus // verl.tensor_parallel if verl.strategy == "megatron" else gpus
+    batch = training.questions_per_step // recipe.algorithm.mini_batches * training.samples_per_question
+    if batch % ranks:
+        yield (
+            f"a mini-batch has {batch} trajectories (training.questions_per_step * training.samples_per_question / "
+            f"algorithm.mini_batches), which {ranks} copies of the model cannot share evenly; change one of these keys "
+            "or verl.gpus_per_node"
+        )
+    elif verl.micro_batch and batch // ranks % verl.micro_batch:
+        yield (
+            f"verl.micro_batch is {verl.micro_batch}, which does not divide the {batch // ranks} trajectories that a "
+            "copy of the model gets of a mini-batch; choose a divisor, or 0"
+        )
