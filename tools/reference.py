@@ -26,8 +26,8 @@ TYPES: dict[Any, str] = {
     list[str]: "list of texts",
     Path: "path",
 }
-PAPER = """From arXiv 2505.04588:
-as first published (May 2025) and as revised (17 May 2025; the version of May 2026 has the
+PAPER = """From arXiv 2505.04588,
+as first published (v1) and as revised (v2; the version of May 2026 has the
 same tables). Per cent of the questions whose answer holds a golden one as a substring, with Google through SerpAPI,
 5 documents, one seed. They are not to be set beside figures of other engines or of strict match, such as those that
 `zerosearch eval` gives as `em`. In the revised version 53 of Bamboogle's 125 questions are missing for the trained
