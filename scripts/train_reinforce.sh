@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# The original's line: docs/guides/original-lines.md.
+# The original's line: docs/guides/original.md.
 exec zerosearch original reinforce "$@"

@@ -210,10 +210,6 @@ def test_the_recipes_that_world_is_compared_with_differ_in_the_engine_alone() ->
     assert simulated.model_copy(update=same) == real.model_copy(update=same)
 
 
-def test_a_trainer_of_a_later_version_says_so() -> None:
-    assert "not available in this version" in mistake("trainer=verl")
-
-
 def test_reinforce_without_groups_takes_single_samples() -> None:
     recipe = load_recipe("world", ["algorithm.type=reinforce", "training.samples_per_question=1"])
     assert recipe.training.samples_per_question == 1

@@ -40,7 +40,7 @@ def test_every_key_of_the_recipe_has_its_row_with_a_meaning(reference: ModuleTyp
 
 def keys(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from keys(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

@@ -24,6 +24,7 @@ TYPES: dict[Any, str] = {
     float: "number",
     str: "text",
     list[str]: "list of texts",
+    dict[str, Any]: "table of keys and values",
     Path: "path",
 }
 PAPER = """From arXiv 2505.04588,
@@ -72,9 +73,15 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _type(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is Literal:
-        return " or ".join(f"`{_toml(choice)}`" for choice in get_args(field.annotation))
-    return TYPES[field.annotation]
+    return _kind(field.annotation)
+
+
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{_toml(choice)}`" for choice in get_args(annotation))
+    if annotation not in TYPES and get_origin(annotation) is list:
+        return f"list of {_kind(*get_args(annotation))}"
+    return TYPES[annotation]
 
 
 def _limits(field: FieldInfo) -> str:
@@ -86,6 +93,8 @@ def _limits(field: FieldInfo) -> str:
 
 
 def _toml(value: object) -> str:
+    if value == {}:
+        return "{}"
     return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
 
 

@@ -38,6 +38,11 @@ class Verl(Section):
     overrides: dict[str, Any] = {}  # noqa: RUF012
     """Keys of verl's own configuration by their dotted names; they win over what the recipe says."""
 
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _one_logger_is_a_list(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
     @field_validator("overrides")
     @classmethod
     def _flat(cls, value: dict[str, Any]) -> dict[str, Any]:

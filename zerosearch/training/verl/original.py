@@ -1,6 +1,6 @@
 """The training lines of the original (train_grpo.sh and the others): what each argument becomes in a recipe.
 
-`docs/guides/original-lines.md` says so for readers, with what is done otherwise here.
+`docs/guides/original.md` says so for readers, with what is done otherwise here.
 """
 
 import difflib
