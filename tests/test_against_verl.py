@@ -345,12 +345,14 @@ def test_estimators_of_the_divergence(estimator: str, verl_name: str) -> None:
 def test_the_critic(batch: Batch) -> None:
     returns = batch.reference
     predicted = (batch.values + 0.3 * batch.new).requires_grad_()
-    verl, _ = core.compute_value_loss(predicted, returns, batch.values, batch.mask, 0.2)
+    verl, clipped = core.compute_value_loss(predicted, returns, batch.values, batch.mask, 0.2)
     (verl_gradient,) = torch.autograd.grad(verl, predicted)
     predicted_W = batch.flat(predicted.detach()).requires_grad_()
     experience = replace(batch.experience, returns_W=batch.flat(returns))
     weights_W = torch.full_like(predicted_W, 1 / experience.tokens)
-    mine = value_loss(predicted_W, experience, weights_W, 0.2).value
+    found = value_loss(predicted_W, experience, weights_W, 0.2)
+    assert found.figures["value_clip_fraction"] / experience.tokens == pytest.approx(clipped.item(), abs=1e-6)
+    mine = found.value
     same(torch.autograd.grad(mine, predicted_W)[0], batch.flat(verl_gradient))
     same(mine.detach(), verl.detach())
 
@@ -460,6 +462,7 @@ def test_means_are_means_where_verl_adds_a_hundred_millionth_to_their_count() ->
     values = torch.tensor([[100.0, 101.0]]).double()
     exact = 0.5 / (0.5 + 1e-8) ** 0.5
     assert whitened(values[0]).tolist() == pytest.approx([-exact, exact], rel=1e-12)
+    assert whitened(values[0, :1]).tolist() == [0.0], "of a single one nothing can be said"
     assert abs(masked_whiten(values, mask)[0, 0].item() + exact) > 1e-7
 
 

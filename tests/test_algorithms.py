@@ -110,6 +110,47 @@ def test_the_critics_gradient_does_not_depend_on_the_split_either() -> None:
         assert torch.allclose(gradient(limit), whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
 
 
+def test_a_fixed_length_divides_the_gradient_and_is_all_that_an_episode_may_write_unless_it_is_set() -> None:
+    def gradient(*overrides: str) -> Tensor:
+        made = recipe("grpo", "algorithm.aggregation=fixed_length", *overrides)
+        model = tiny.model()
+        taught = drawn(lessons(GROUPS), model, made)
+        return moved(model, lambda optimizer: update_policy(model, optimizer, taught, made))
+
+    set_to_10 = gradient("algorithm.fixed_length=10")
+    assert set_to_10.abs().max() > 0
+    for overrides in (["algorithm.fixed_length=40"], ["agent.max_turns=3", "agent.max_tokens_per_turn=10"]):
+        assert torch.allclose(gradient(*overrides) * 4, set_to_10, rtol=1e-3, atol=1e-6)
+
+
+def test_every_token_weighs_the_same_for_the_critic_whatever_it_does_for_the_policy() -> None:
+    def gradient(aggregation: str) -> Tensor:
+        made = recipe("ppo", f"algorithm.aggregation={aggregation}")
+        critic = some_critic()
+        taught = drawn(lessons(GROUPS), tiny.model(), made)
+        return moved(critic, lambda optimizer: update_critic(critic, optimizer, taught, made))
+
+    assert torch.equal(gradient("sequence_mean"), gradient("token_mean"))
+    assert torch.equal(gradient("fixed_length"), gradient("token_mean"))
+
+
+def test_the_critics_activations_are_computed_again_where_that_is_wanted() -> None:
+    tree = lessons(GROUPS)[0].tree
+
+    def learn_once(critic: Critic) -> int:
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            values_W = critic.values([tree])
+        values_W.sum().backward()
+        return sum(kept)
+
+    plain, again = some_critic().train(), some_critic().train()
+    again.model.gradient_checkpointing_enable()
+    assert learn_once(again) < learn_once(plain) / 2
+    for mine, expected in zip(again.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine.grad, expected.grad, rtol=1e-3, atol=1e-5 * (1 + float(expected.grad.abs().max())))
+
+
 def some_critic(seed: int = 0) -> Critic:
     critic = Critic(tiny.model(seed=seed))
     nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(seed))

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -159,17 +160,15 @@ def test_what_does_not_fit_is_one_sentence(vllm: VllmSampler) -> None:
         VllmSampler(model(), TOKENS, 8, 4096)
 
 
-def test_the_process_keeps_its_own_threads_and_random_numbers(vllm: VllmSampler) -> None:
+def test_the_process_keeps_its_own_threads_and_random_numbers() -> None:
+    policy, threads = model(), torch.get_num_threads()
     random.seed(3)
     torch.manual_seed(3)
-    expected = random.random(), torch.rand(1).item()
-    random.seed(3)
-    torch.manual_seed(3)
-    which = VllmSampler(model(), TOKENS, 2, LENGTH)
-    assert random.getstate() and torch.initial_seed() == 3
+    np.random.seed(3)
+    expected = random.getstate()[1], torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+    which = VllmSampler(policy, TOKENS, 2, LENGTH)
     run(which, [SamplingRequest(PROMPT, 4, seed=9)])
-    assert (random.random(), torch.rand(1).item()) == expected
-    threads = torch.get_num_threads()
+    assert (random.getstate()[1], torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()) == expected
     torch.set_num_threads(threads + 1)
     assert torch.get_num_threads() == threads + 1
     torch.set_num_threads(threads)
