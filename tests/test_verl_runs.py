@@ -1,6 +1,7 @@
 """The real `verl.trainer.main_ppo` on CPU, with pages from a server over HTTP."""
 
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -158,33 +159,40 @@ def test_two_ranks_and_two_workers(model: Path, tmp_path: Path, server: ChatProc
         )
 
 
+def kill_after(steps: int, run: Path, server: ChatProcess, name: str) -> threading.Thread:
+    """Kill the process of that name in the next step after so many, while it waits for slow pages."""
+
+    def kill() -> None:
+        until = time.monotonic() + 300
+        while steps_saved(run / "checkpoints") < steps and time.monotonic() < until:
+            time.sleep(0.1)
+        server.do(then="slow 20")
+        until = time.monotonic() + 20
+        while not server.asked() and time.monotonic() < until:
+            time.sleep(0.1)
+        os.kill(next(number for number, line in commands() if name in line), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    return killer
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_after_its_driver_was_killed(model: Path, tmp_path: Path, grpo: Finished) -> None:
-    """Killed in the third step, while pages are slow; what was trained is not trained again."""
+    """What was trained is not trained again, and what follows is what would have followed."""
     output = tmp_path / "killed"
     with ChatProcess() as server:
-
-        def kill() -> None:
-            while steps_saved(output / "checkpoints") < 2:
-                time.sleep(0.2)
-            server.do(then="slow 20")
-            time.sleep(1)
-            pid = next(pid for pid, line in commands() if "verl.trainer.main_ppo" in line)
-            os.kill(pid, 9)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+        killer = kill_after(2, output, server, "verl.trainer.main_ppo")
         with pytest.raises(RunError, match=r"after step 2: go on from there"):
             carry_out(model, output, server)
-        killer.join()
+        killer.join(30)
         assert not list(programs())
         server.do()
         run = carry_out(model, output, server, "resume=true")
-    assert Counter(row["step"] for row in trajectories(output)) == {1: 6, 2: 6, 3: 6}
+    assert Counter(row["step"] for row in run.batches) == {1: 6, 2: 6, 3: 6}, "each step was trained once"
     assert [row["step"] for row in rows(output)] == [1, 2, 3]
-    asked = [(row["question"]["id"], row["sample"], row["step"]) for row in trajectories(output)]
-    assert sorted(asked) == sorted((r["question"]["id"], r["sample"], r["step"]) for r in trajectories(grpo.folder))
-    assert Counter(row["step"] for row in run.batches)[3] in (6, 12), "the step that was broken off, or only the last"
+    asked = sorted((row["question"]["id"], row["sample"], row["step"]) for row in trajectories(output))
+    assert asked == sorted((row["question"]["id"], row["sample"], row["step"]) for row in trajectories(grpo.folder))
 
 
 @pytest.mark.slow
@@ -207,23 +215,14 @@ def test_a_simulator_that_dies_ends_the_run_in_one_sentence_and_it_goes_on_later
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["AgentLoopWorker", "WorkerDict", "LocalServer"])
+@pytest.mark.parametrize("victim", ["ray::AgentLoopWorker", "ray::WorkerDict", "ray::LocalServer"])
 def test_a_worker_that_is_killed_ends_the_run_within_its_limit(model: Path, tmp_path: Path, victim: str) -> None:
     output = tmp_path / "run"
     with ChatProcess() as server:
-
-        def kill() -> None:
-            while steps_saved(output / "checkpoints") < 1:
-                time.sleep(0.2)
-            server.do(then="slow 5")
-            pid = next(pid for pid, line in commands() if line.startswith(f"ray::{victim}"))
-            os.kill(pid, 9)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+        killer = kill_after(1, output, server, victim)
         started = time.monotonic()
         with pytest.raises(RunError, match="resume=true"):
-            carry_out(model, output, server, "verl.time_limit=60")
-        assert time.monotonic() - started < 240
-        killer.join()
+            carry_out(model, output, server, "verl.time_limit=90")
+        assert time.monotonic() - started < 300
+        killer.join(30)
     assert not list(programs())
