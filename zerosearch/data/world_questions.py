@@ -112,6 +112,10 @@ def _population(city: City) -> Hop:
     return Hop(city.name, "population", (city.population,))
 
 
+def _country(city: City) -> Hop:
+    return Hop(city.name, "country", (city.country,))
+
+
 def _elevation(peak: Peak) -> Hop:
     return Hop(peak.country, "highest peak elevation", (peak.elevation,))
 
@@ -142,6 +146,7 @@ def _comparison(
     known: str,
     known_hop: Callable[[Entity], Hop],
     entities: Callable[[Half], Sequence[Entity]],
+    wordings: tuple[str, ...],
 ) -> Family:
     """Two entities, what is known of one of them, and what is asked of that one."""
 
@@ -155,6 +160,7 @@ def _comparison(
         (
             f"{{}} or {{}}: what is the {asked} of the one with {known} {{}}?",
             f"One of {{}} and {{}} has the {known} {{}}. What is its {asked}?",
+            *wordings,
         ),
         drafts,
     )
@@ -294,8 +300,45 @@ FAMILIES: tuple[Family, ...] = (
         ),
         lambda half, _: (_path(_birthplace(one), _population(one.birthplace)) for one in half.people),
     ),
-    _comparison("birth year", _birth_year, "birthplace", _birthplace, lambda half: half.people),
-    _comparison("founding year", _founding_year, "home city", _home_city, lambda half: half.companies),
-    _comparison("home city", _home_city, "founder", _founder, lambda half: half.companies),
-    _comparison("publication year", _publication_year, "author", _author, lambda half: half.books),
+    _comparison(
+        "birth year",
+        _birth_year,
+        "birthplace",
+        _birthplace,
+        lambda half: half.people,
+        ("Of {} and {}, one was born in {}: in which year?", "When was the one of {} and {} born who comes from {}?"),
+    ),
+    _comparison(
+        "founding year",
+        _founding_year,
+        "home city",
+        _home_city,
+        lambda half: half.companies,
+        (
+            "Of the companies {} and {}, one is based in {}. When was it founded?",
+            "When was the one of {} and {} set up that has its seat in {}?",
+        ),
+    ),
+    _comparison(
+        "founder",
+        _founder,
+        "home city",
+        _home_city,
+        lambda half: half.companies,
+        (
+            "{} and {}: who started the one that is based in {}?",
+            "By whom was the one of {} and {} set up that has its seat in {}?",
+        ),
+    ),
+    _comparison(
+        "population",
+        _population,
+        "country",
+        _country,
+        lambda half: half.cities,
+        (
+            "How many people live in the one of {} and {} that lies in {}?",
+            "{} and {} are cities, one of them in {}. How many inhabitants does it have?",
+        ),
+    ),
 )

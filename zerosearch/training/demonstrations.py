@@ -24,7 +24,7 @@ from zerosearch.simulation.quality import holds_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 9}
+SHARES = {"one_hop": 1, "two_hop": 2, "comparison": 11}
 """Demonstrations of a family by its kind. A small model needs that many to tell which of two candidates fits; fewer
 leave it guessing, and guessing earns half of the reward already."""
 
@@ -61,7 +61,7 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
     in_vain: the hop at which a first search brings a page without the answer; None for none.
     """
     turns: list[Turn] = []
-    known = ""
+    known = _plan(question)
     for index, hop in enumerate(question.hops):
         found = engine.rank(f"{hop.subject} {hop.relation}", 2 * k)
         page, next_page = tuple(found[:k]), tuple(found[k:])
@@ -82,6 +82,14 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
 def recall(question: Question) -> list[Turn]:
     """Return the one turn that answers from memory, hop by hop: for a policy that has no engine."""
     return [_conclusion(question, "".join(_fact(question, index) for index in range(len(question.hops))))]
+
+
+def _plan(question: Question) -> str:
+    """A comparison begins with what is looked up of both candidates, to keep to it."""
+    if not _compares(question):
+        return ""
+    one, other, _ = question.hops
+    return f"Compare the {one.relation} of {one.subject} and {other.subject}. "
 
 
 def _place(question: Question, index: int) -> str:

@@ -136,4 +136,4 @@ def followed(coefficient: float, kl: float, episodes: int, algorithm: Algorithm)
 
 def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(learned, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(learned, lr=learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
