@@ -1,5 +1,6 @@
 """The reference pages say what the code says."""
 
+import csv
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -27,6 +28,15 @@ def reference() -> ModuleType:
 def test_the_committed_pages_are_those_that_the_code_gives(reference: ModuleType) -> None:
     for path, text in reference.pages().items():
         assert path.read_text("utf-8") == text, f"{path.name} is out of date: run make reference"
+
+
+def test_the_papers_averages_are_the_means_of_their_rows() -> None:
+    with (ROOT / "docs" / "reference" / "paper-tables.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["nq"]]
+    assert len(rows) == 59
+    for row in rows:
+        cells = [float(value) for name, value in row.items() if name not in ("table", "model", "method", "average")]
+        assert sum(cells) / 7 == pytest.approx(float(row["average"]), abs=0.011), row
 
 
 def test_every_key_of_the_recipe_has_its_row_with_a_meaning(reference: ModuleType) -> None:

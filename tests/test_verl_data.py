@@ -1,6 +1,7 @@
 """A recipe's questions in files that verl reads."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,16 @@ def test_a_row_says_what_verl_and_the_agent_loop_need(tmp_path: Path) -> None:
 def test_a_question_that_is_drawn_again_in_a_step_goes_on_with_its_samples(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text(
-        "\n".join(json.dumps({"id": f"{n}", "question": f"Q{n}?", "golden_answers": ["a"]}) for n in range(3))
+        "\n".join(json.dumps({"id": f"{n}", "question": f"Q{n}?", "golden_answers": ["Rome"]}) for n in range(3))
     )
     train, _ = write_data(recipe(f"data.train={path}", "training.samples_per_question=5"), tmp_path / "data")
     for step in range(3):
-        drawn = [
-            (row["extra_info"]["id"], row["extra_info"]["first_sample"]) for row in rows(train)[4 * step : 4 * step + 4]
-        ]
-        assert sorted(first for _, first in drawn) == [0, 0, 0, 5]
-        assert len(set(drawn)) == 4
+        drawn = [row["extra_info"] for row in rows(train)[4 * step : 4 * step + 4]]
+        earlier: Counter[str] = Counter()
+        for extra in drawn:
+            assert extra["first_sample"] == 5 * earlier[extra["id"]]
+            earlier[extra["id"]] += 1
+        assert max(earlier.values()) == 2
     assert [row["extra_info"]["index"] for row in rows(train)] == list(range(12))
 
 
@@ -65,7 +67,7 @@ def test_a_question_that_is_drawn_again_in_a_step_goes_on_with_its_samples(tmp_p
 def test_the_prompt_is_the_recipes(prompt: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     asked = [{"role": "user", "content": "Say: who?"}]
-    path.write_text(json.dumps({"id": "1", "question": "who?", "golden_answers": ["a"], "prompt": asked}) + "\n")
+    path.write_text(json.dumps({"id": "1", "question": "who?", "golden_answers": ["Rome"], "prompt": asked}) + "\n")
     given = [f"data.train={path}", f"data.test={path}", f"model.prompt={path if prompt == 'file' else prompt}"]
     _, test = write_data(recipe(*given), tmp_path / "data")
     (row,) = rows(test)

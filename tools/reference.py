@@ -27,14 +27,14 @@ TYPES: dict[Any, str] = {
     dict[str, Any]: "table of keys and values",
     Path: "path",
 }
-PAPER = """From arXiv 2505.04588:
-as first published (May 2025) and as revised (17 May 2025; the version of May 2026 has the
-same tables). Per cent of the questions whose answer holds a golden one as a substring, with Google through SerpAPI,
-5 documents, one seed. They are not to be set beside figures of other engines or of strict match, such as those that
-`zerosearch eval` gives as `em`. In the revised version 53 of Bamboogle's 125 questions are missing for the trained
-policies: their figures are multiples of 1/72. One cell of the first version, 66.19 for ZEROSEARCH-inst of
-Qwen2.5-3B on NQ, looks like a slip of columns; it stands as published. An empty cell was not transcribed. `average`
-is as published, `mean` is computed from the seven cells."""
+PAPER = """\
+From arXiv 2505.04588, as first published (v1) and as revised (v2; the version of May 2026 has the same tables). Per
+cent of the questions whose answer holds a golden one as a substring, with Google through SerpAPI, 5 documents, one
+seed. They are not to be set beside figures of other engines or of strict match, such as those that `zerosearch
+eval` gives as `em`. In the revised version 53 of Bamboogle's 125 questions are missing for the trained policies:
+their figures are multiples of 1/72. One cell of the first version, 66.19 for ZEROSEARCH-inst of Qwen2.5-3B on NQ,
+looks like a slip of columns; it stands as published. An empty cell was not transcribed. `average` is as published,
+`mean` is computed from the seven cells."""
 BOUNDS = {"ge": "at least {:g}", "gt": "above {:g}", "le": "at most {:g}", "lt": "below {:g}"}
 
 

@@ -60,7 +60,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(_sentence(error.errors()[0])) from None
     if recipe.output:
         return recipe
-    return recipe.model_copy(update={"output": f"runs/{Path(name_or_path).stem}-{recipe.seed}"})
+    return recipe.model_copy(update={"output": f"runs/{Path(name_or_path).name.removesuffix('.toml')}-{recipe.seed}"})
 
 
 def resolved_toml(recipe: Recipe) -> str:

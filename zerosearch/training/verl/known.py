@@ -38,7 +38,8 @@ def _composed(folder: Path, strategy: str) -> dict[str, Any]:
 
     with initialize_config_dir(str(folder), version_base=None):
         engine = ["model_engine=megatron"] if strategy == "megatron" else []
-        return dict(OmegaConf.to_container(compose("ppo_trainer", engine), resolve=False))
+        table: Any = OmegaConf.to_container(compose("ppo_trainer", engine), resolve=False)
+        return dict(table)
 
 
 def _lists(table: Any, parts: list[str]) -> bool:
