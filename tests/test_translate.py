@@ -154,6 +154,8 @@ def test_every_recipe_of_the_package_can_be_translated(name: str) -> None:
         (["training.steps=0"], ["training.steps is 0"]),
         (["training.resample=2"], ["training.resample is 2", "filter_groups"]),
         (["training.threads=2"], ["training.threads is 2", "OMP_NUM_THREADS"]),
+        (["training.ahead=true"], ["training.ahead is true", "training.ahead = false"]),
+        (["model.sampler=vllm"], ['model.sampler is "vllm"', "verl.rollout"]),
         (["search.type=simulated", "simulation.noise.schedule=adaptive"], ["simulation.noise.schedule"]),
         (["search.type=simulated", "simulation.mode=self", "simulation.frozen=true"], ["simulation.frozen"]),
         (["search.type=simulated", "verl.device=cuda", "verl.rollout=vllm"], ["simulation.url names no server"]),

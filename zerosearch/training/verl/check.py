@@ -47,6 +47,13 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             f"training.resample is {training.resample}, but verl draws groups again without a limit or not at all; set "
             "training.resample = 0 (and, for no limit, verl.overrides.algorithm.filter_groups.enable = true)"
         )
+    if training.ahead:
+        yield (
+            "training.ahead is true, but verl has trainers of its own that sample ahead; set training.ahead = false (and, "
+            "for those, verl.overrides)"
+        )
+    if recipe.model.sampler != "local":
+        yield f'model.sampler is "{recipe.model.sampler}", but on verl verl.rollout says what samples; set it to "local"'
     if training.threads:
         yield (
             f"training.threads is {training.threads}, but verl's processes take their threads from the environment; "
