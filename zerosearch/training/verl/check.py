@@ -49,11 +49,14 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         )
     if training.ahead:
         yield (
-            "training.ahead is true, but verl has trainers of its own that sample ahead; set training.ahead = false (and, "
-            "for those, verl.overrides)"
+            "training.ahead is true, but verl has trainers of its own that sample ahead; set training.ahead = false "
+            "(and, for those, verl.overrides)"
         )
     if recipe.model.sampler != "local":
-        yield f'model.sampler is "{recipe.model.sampler}", but on verl verl.rollout says what samples; set it to "local"'
+        yield (
+            f'model.sampler is "{recipe.model.sampler}", but on verl verl.rollout says what samples; set model.sampler '
+            '= "local"'
+        )
     if training.threads:
         yield (
             f"training.threads is {training.threads}, but verl's processes take their threads from the environment; "
