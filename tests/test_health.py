@@ -285,8 +285,8 @@ def collapsing(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 99) -> N
     """The divergence is 50 from one step to another."""
     learn = Learner.learn
 
-    def diverge(self: Learner, groups: list[Group], step: int) -> dict[str, float]:
-        return learn(self, groups, step) | ({"kl": 50.0} if first <= step <= last else {})
+    def diverge(self: Learner, groups: list[Group], step: int, *between: Any) -> dict[str, float]:
+        return learn(self, groups, step, *between) | ({"kl": 50.0} if first <= step <= last else {})
 
     monkeypatch.setattr(Learner, "learn", diverge)
 

@@ -30,7 +30,7 @@ def seen(self, batch, metrics):
     with Path(os.environ["PROBE"]).open("a") as file:
         for place, key in enumerate(batch.keys):
             row = {name: data[name][place].tolist() for name in FIELDS}
-            trajectory = data["extra_fields"].tolist()[place]["trajectory"]
+            trajectory = data["extra_fields"][place]["trajectory"]
             about = {"step": self.global_steps, "key": key, "padding": batch.tags[place].get("is_padding", False)}
             file.write(json.dumps(about | row | {"trajectory": json.loads(trajectory)}) + "\n")
     return update_actor(self, batch, metrics)

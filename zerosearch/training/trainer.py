@@ -79,9 +79,8 @@ def _take_steps(run: Run, start: str) -> None:
         groups = await run_groups(agent, order, recipe, step)
         run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
         release_memory()
-        figures = step_figures(groups) | _engine_figures(engine)
-        figures["real_searches"] = _real_calls(run, engine) - real_calls
-        return Rollout(tuple(groups), order.position, figures)
+        figures = step_figures(groups) | {"real_searches": float(_real_calls(run, engine) - real_calls)}
+        return Rollout(tuple(groups), order.position, figures | _engine_figures(engine))
 
     with Rollouts(roll, run.lane, rollout) as rollouts:
         for step in range(state.step + 1, training.steps + 1):

@@ -85,7 +85,7 @@ class EpisodeBuffer(ReplayBuffer):
         """
         batch, figures = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
-        found = zip(batch.keys, data["extra_fields"].tolist(), strict=True)
+        found = zip(batch.keys, list(data["extra_fields"]), strict=True)
         episodes = sorted((Episode.of(key, fields) for key, fields in found), key=lambda episode: episode.place)
         check(episodes, self._recipe.search.failure_threshold)
         if partition_id == "val":

@@ -3,6 +3,7 @@
 Each patch replaces a function before the module that calls it imports its name.
 """
 
+import importlib
 import os
 import types
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 
 def register() -> None:
-    """Make `VERL_PLATFORM=cpu` known and verl's FSDP2 work on it."""
+    """Make `VERL_PLATFORM=cpu` and `rollout.name=local` known, and verl's FSDP2 work there."""
     PlatformRegistry.register(platform="cpu")(Cpu)
+    _name_the_local_rollout()
     _name_one_backend()
     _take_the_configured_attention()
     _offload_nothing()
@@ -103,6 +105,16 @@ class Cpu(PlatformBase):
 
     def cudart(self) -> None:
         return None
+
+
+def _name_the_local_rollout() -> None:
+    """By names alone: a process may be just importing `replica` when verl loads this."""
+    from verl.workers.rollout import base
+    from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+    module = "zerosearch.training.verl.replica"
+    RolloutReplicaRegistry.register("local", lambda: importlib.import_module(module).LocalReplica)
+    base._ROLLOUT_REGISTRY[("local", "async")] = f"{module}.WeightSender"
 
 
 def _name_one_backend() -> None:

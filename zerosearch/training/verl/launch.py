@@ -48,6 +48,8 @@ NAMES = {
 """verl's figures that the local trainer has, too, by verl's names."""
 SAID = re.compile(r"zerosearch\.errors\.(?:RunError|UserError|Unavailable): (.+)")
 """How Ray shows an error that one of our sentences describes."""
+RAISED = re.compile(r"^((?:[A-Za-z_]\w*\.)*\w+(?:Error|Exception): .+)", re.MULTILINE)
+"""How a traceback ends."""
 
 
 def train(recipe: Recipe) -> None:
@@ -231,8 +233,8 @@ def why(log: Path) -> str:
     text = log.read_text("utf-8", errors="replace")
     if said := SAID.findall(text):
         return str(said[-1]).strip().rstrip(".")
-    last = text.rstrip().rpartition("\n")[2].strip().rstrip(".")
-    return f"verl's program ended with an error ({last}); all that it said is in {log}"
+    last = RAISED.findall(text) or text.rstrip().splitlines() or ["it said nothing"]
+    return f"verl's program ended with an error ({last[-1].strip().rstrip('.')}); all that it said is in {log}"
 
 
 def way_on(files: Files) -> str:

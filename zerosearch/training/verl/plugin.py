@@ -11,7 +11,6 @@ from verl.utils import import_utils
 import_utils.is_trl_available = lambda: False
 
 if os.environ.get("VERL_PLATFORM") == "cpu":
-    from zerosearch.training.verl import cpu, replica
+    from zerosearch.training.verl import cpu
 
     cpu.register()
-    replica.register()

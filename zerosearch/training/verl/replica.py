@@ -6,24 +6,16 @@ from typing import Any
 
 import ray
 import torch
-from verl.workers.rollout import base
 from verl.workers.rollout.base import BaseRollout
-from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
+from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 from zerosearch.errors import RunError
 from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import load_model, load_tokenizer
 from zerosearch.inference.sampler import SamplingRequest
 
-NAME = "local"
 MOST_NUMBERS = 16_000_000
 """Weights sent at once, in numbers."""
-
-
-def register() -> None:
-    """Make `rollout.name=local` known to verl."""
-    RolloutReplicaRegistry.register(NAME, lambda: LocalReplica)
-    base._ROLLOUT_REGISTRY[(NAME, "async")] = f"{__name__}.WeightSender"
 
 
 class LocalServer:
