@@ -95,7 +95,7 @@ def test_a_run_broken_after_each_step_goes_on_with_the_same_bits(
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(LineDisplay, "update", impatient)
             carry_out(model, run, "resume=true", *given)
-        (last,) = checkpoints(run / "checkpoints")
+        *_, last = checkpoints(run / "checkpoints")
         assert last.name == f"step-{broken - 1:06d}" and (last / AHEAD).is_file()
     run = carry_out(model, run, "resume=true", *given)
     assert bits(run) == bits(expected)
@@ -123,7 +123,7 @@ def test_when_the_server_dies_under_an_update_that_step_is_kept_and_the_run_goes
             carry_out(model, run, f"simulation.url={server.url}", "simulation.outage=0.5", *given)
     done = len(rows(run))
     assert 1 <= done < 3 and f"is kept as it was after step {done}: go on from there" in str(stop.value)
-    (last,) = checkpoints(run / "checkpoints")
+    *_, last = checkpoints(run / "checkpoints")
     assert last.name == f"step-{done:06d}" and not (last / AHEAD).exists()
     with ChatProcess() as server:
         carry_out(model, run, "resume=true", f"simulation.url={server.url}", *given)

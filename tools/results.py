@@ -1,0 +1,142 @@
+"""The README's figures, from finished runs: `python tools/results.py runs/world-0 runs/world-1 runs/world-2`.
+
+Each run leaves a file in `docs/results`: what every test question earned under every system that the run measured. The
+tables of the README are computed from these files alone.
+"""
+
+import csv
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from zerosearch.evaluation.results import TRAINED, WARM_START
+from zerosearch.evaluation.statistics import Estimate, average_over_seeds, mean_with_error, paired_difference
+from zerosearch.report.results_table import KINDS, Cell, markdown_table
+from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.seeds import scored
+
+ROOT = Path(__file__).parents[1]
+README, FOLDER = ROOT / "README.md", ROOT / "docs" / "results"
+BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one question earned: F1 and searches, by system."""
+
+    id: str
+    kind: str
+    family: str
+    f1: Mapping[str, float]
+    searches: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A run's questions, in one order, and its systems."""
+
+    name: str
+    systems: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Self:
+        systems = tuple(run.read_results().systems)
+        by_system = {name: {each.question_id: each for each in scored([run], name)[0]} for name in systems}
+        questions = [
+            Question(
+                each.question_id,
+                each.kind,
+                each.family,
+                {name: by_system[name][each.question_id].f1 for name in systems},
+                {name: by_system[name][each.question_id].searches for name in systems},
+            )
+            for each in by_system[TRAINED].values()
+        ]
+        return cls(run.path.name, systems, tuple(sorted(questions, key=lambda each: each.id)))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        systems = tuple(name.removeprefix("F1 ") for name in rows[0] if name.startswith("F1 "))
+        questions = [
+            Question(
+                row["question"],
+                row["kind"],
+                row["family"],
+                {name: float(row[f"F1 {name}"]) for name in systems},
+                {name: int(row[f"searches {name}"]) for name in systems},
+            )
+            for row in rows
+        ]
+        return cls(path.stem, systems, tuple(questions))
+
+    def write(self, folder: Path) -> None:
+        columns = [f"{figure} {name}" for name in self.systems for figure in ("F1", "searches")]
+        with (folder / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["question", "kind", "family", *columns])
+            for each in self.questions:
+                figures = [(f"{each.f1[name]:.4g}", each.searches[name]) for name in self.systems]
+                writer.writerow([each.id, each.kind, each.family, *(figure for pair in figures for figure in pair)])
+
+    def f1(self, system: str, kind: str) -> list[float]:
+        """Each question's F1; kind `all` takes all of them."""
+        return [each.f1[system] for each in self.questions if kind in ("all", each.kind)]
+
+    def searches(self, system: str, kind: str) -> list[float]:
+        return [each.searches[system] for each in self.questions if kind in ("all", each.kind)]
+
+
+def markdown(seeds: Sequence[Seed]) -> str:
+    """The tables of the README: every system's scores, each seed's own, and what reinforcement gained."""
+    kinds = [*KINDS, "all"]
+    headings = [KINDS.get(kind, kind) for kind in kinds]
+    systems = list(dict.fromkeys(name for seed in seeds for name in seed.systems))
+    systems.sort(key=lambda name: name == TRAINED)
+    having = {name: [seed for seed in seeds if name in seed.systems] for name in systems}
+
+    def row(label: str, name: str, among: Sequence[Seed]) -> list[Cell]:
+        searches = mean_with_error(average_over_seeds([seed.searches(name, "all") for seed in among])).mean
+        return [label, *(_f1(name, kind, among) for kind in kinds), f"{searches:.2f}", str(len(among))]
+
+    means = [row(f"**{name}**" if name == TRAINED else name, name, having[name]) for name in systems]
+    single = [row(f"{name}, {seed.name}", name, [seed]) for name in (WARM_START, TRAINED) for seed in seeds]
+    gained: list[list[Cell]] = [
+        [name, *(_gain(name, kind, having[name]) for kind in kinds), str(len(having[name]))]
+        for name in systems
+        if name != TRAINED
+    ]
+    return "\n\n".join(
+        [
+            markdown_table([["system", *headings, "searches", "seeds"], *means]),
+            markdown_table([["each seed", *headings, "searches", "seeds"], *single]),
+            markdown_table([["gained by RL over", *headings, "seeds"], *gained]),
+        ]
+    )
+
+
+def _f1(system: str, kind: str, seeds: Sequence[Seed]) -> Estimate:
+    return mean_with_error(average_over_seeds([seed.f1(system, kind) for seed in seeds]))
+
+
+def _gain(system: str, kind: str, seeds: Sequence[Seed]) -> Estimate:
+    ours, theirs = ([seed.f1(name, kind) for seed in seeds] for name in (TRAINED, system))
+    return paired_difference(average_over_seeds(ours), average_over_seeds(theirs))
+
+
+def readme() -> str:
+    """The README with the tables that the files in `docs/results` give."""
+    tables = markdown([Seed.read(path) for path in sorted(FOLDER.glob("*.csv"))])
+    return BLOCK.sub(lambda _: f"{tables}\n", README.read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for run in sys.argv[1:]:
+        Seed.of(RunFolder.open(run)).write(FOLDER)
+    README.write_text(readme(), "utf-8")
