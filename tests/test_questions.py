@@ -231,7 +231,7 @@ def test_other_sources_that_do_not_exist(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 no more"),
         ("a.parquet", b""),
         ("a.jsonl.gz", b"no gzip"),
-        ("a.jsonl.gz", gzip.compress(json.dumps(record()).encode() * 100)[:60]),
+        ("a.jsonl.gz", gzip.compress(json.dumps(record()).encode() * 100, mtime=0)[:60]),
         ("a.jsonl", b'{"question": "\xff"}'),
     ],
 )
