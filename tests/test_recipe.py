@@ -178,6 +178,10 @@ def test_an_unknown_key_in_a_file_is_named_too(tmp_path: Path) -> None:
             ["simulation.mode=self", "simulation.tuning.enabled=false", "simulation.cache=pages"],
             ["simulation.cache is set", "simulation.frozen = true"],
         ),
+        (
+            ["model.sampler=vllm", "training.deterministic=true"],
+            ["training.deterministic is true", 'model.sampler = "local"'],
+        ),
         (["simulation.offline=true"], ["simulation.offline is true", "simulation.cache names no folder"]),
         (["simulation.mode=prompt"], ["simulation.tuning.enabled", 'simulation.mode = "sft"']),
         (["simulation.model=", "simulation.tuning.enabled=false"], ["simulation.model is empty"]),
