@@ -42,7 +42,7 @@ controls: $(VENV)/.local
 	$(BIN)/zerosearch eval $(RUN) --controls $(ARGS)
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-verl: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_verl_*.py $(ARGS)

@@ -53,7 +53,12 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return carry_out(model, tmp_path_factory.mktemp("runs") / "whole")
 
 
+LONGEST = ("test_resume.py", "test_verl_runs.py")
+"""Files that are begun first where several processes share the tests, so that none is left with them at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("shared_data"):
             raise pytest.UsageError(f"{item.nodeid} takes shared_data without the marker shared_data")

@@ -94,7 +94,8 @@ class Seed:
 
 def markdown(seeds: Sequence[Seed]) -> str:
     """The tables of the README: every system's scores, each seed's own, and what reinforcement gained."""
-    kinds = [*KINDS, "all"]
+    asked = {each.kind for seed in seeds for each in seed.questions}
+    kinds = [*(kind for kind in KINDS if kind in asked), "all"]
     headings = [KINDS.get(kind, kind) for kind in kinds]
     systems = list(dict.fromkeys(name for seed in seeds for name in seed.systems))
     systems.sort(key=lambda name: name == TRAINED)
