@@ -190,11 +190,8 @@ def test_a_sampler_that_says_otherwise_than_the_trainer_fails(tmp_path: Path, mo
         sampler("cpu", model)
 
 
-def test_the_trial_of_a_gpu_fails_where_there_is_none() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+def test_the_trial_of_a_gpu_fails_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (found,) = check_device("cuda", steps=("products",))
     assert found.state == "problem"
     assert "torch finds no CUDA device" in found.said

@@ -1,6 +1,5 @@
 """The benchmark of what each algorithm learns: its table, and all of it once with a model of two layers."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from script_files import load_script
 
 from zerosearch.evaluation.results import Scored, gains, summarize
 
@@ -22,11 +22,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("learning", SCRIPT)
-    assert spec and spec.loader
-    module = sys.modules["learning"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/learning.py")
 
 
 @pytest.mark.parametrize(

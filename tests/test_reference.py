@@ -1,7 +1,6 @@
 """The reference pages say what the code says."""
 
 import csv
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from script_files import load_script
 
 from zerosearch.cli.main import run
 from zerosearch.training.recipe import Recipe
@@ -18,11 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/reference.py")
 
 
 def test_the_committed_pages_are_those_that_the_code_gives(reference: ModuleType) -> None:

@@ -1,12 +1,11 @@
 """A server that is used for long needs no more memory."""
 
 import asyncio
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from script_files import load_script
 
 from zerosearch.simulation.simulator import MOST_PAGES
 
@@ -18,11 +17,7 @@ GROWTH = 8 * 2**20
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("search_server", ROOT / "benchmarks" / "search_server.py")
-    assert spec and spec.loader
-    module = sys.modules["search_server"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/search_server.py")
 
 
 @pytest.mark.slow

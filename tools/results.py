@@ -106,7 +106,9 @@ def markdown(seeds: Sequence[Seed]) -> str:
         return [label, *(_f1(name, kind, among) for kind in kinds), f"{searches:.2f}", str(len(among))]
 
     means = [row(f"**{name}**" if name == TRAINED else name, name, having[name]) for name in systems]
-    single = [row(f"{name}, {seed.name}", name, [seed]) for name in (WARM_START, TRAINED) for seed in seeds]
+    single = [
+        row(f"{name}, {seed.name}", name, [seed]) for name in (WARM_START, TRAINED) for seed in having.get(name, [])
+    ]
     gained: list[list[Cell]] = [
         [name, *(_gain(name, kind, having[name]) for kind in kinds), str(len(having[name]))]
         for name in systems

@@ -63,8 +63,8 @@ class PlainSampler(QueuedSampler):
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
-        slots: int = 48,
-        length: int = 768,
+        slots: int,
+        length: int,
         lane: Lane | None = None,
         dtype: torch.dtype = torch.float32,
     ):
