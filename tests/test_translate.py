@@ -140,6 +140,12 @@ def test_the_same_recipe_gives_the_same_keys_in_the_same_order() -> None:
     assert list(keys_of(*CPU).items()) == list(keys_of(*CPU).items())
 
 
+@pytest.mark.parametrize(("given", "kept"), [(1, 2), (3, 3)])
+def test_a_checkpoint_is_there_while_the_next_one_is_written(given: int, kept: int) -> None:
+    keys = keys_of(*CPU, f"training.keep={given}")
+    assert keys["trainer.max_actor_ckpt_to_keep"] == keys["trainer.max_critic_ckpt_to_keep"] == kept
+
+
 @pytest.mark.parametrize("name", built_in_recipes())
 def test_every_recipe_of_the_package_can_be_translated(name: str) -> None:
     overrides = [] if load_recipe(name).trainer == "verl" else ["trainer=verl", "verl.device=cpu", "verl.rollout=local"]

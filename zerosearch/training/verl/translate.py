@@ -39,6 +39,8 @@ SIMULATOR_PROMPT = 2048
 """Room for the prompt of a page, in tokens; the built-in ones have about a third of that."""
 ACTOR, REFERENCE, CRITIC = "actor_rollout_ref.actor", "actor_rollout_ref.ref", "critic"
 MODEL, ROLLOUT = "actor_rollout_ref.model", "actor_rollout_ref.rollout"
+FEWEST_KEPT = 2
+"""verl deletes the oldest checkpoint before the newest is whole: with one alone, a kill in between leaves none."""
 ENGINES = {ACTOR: "fsdp_config", REFERENCE: "fsdp_config", CRITIC: "fsdp"}
 """Where the settings of FSDP stand below each role."""
 
@@ -324,8 +326,8 @@ def _trainer(recipe: Recipe, files: Files) -> Keys:
         "trainer.val_before_train": recipe.evaluation.untrained,
         "trainer.test_freq": training.steps if recipe.evaluation.trained else -1,
         "trainer.save_freq": training.save_every or training.steps,
-        "trainer.max_actor_ckpt_to_keep": training.keep,
-        "trainer.max_critic_ckpt_to_keep": training.keep,
+        "trainer.max_actor_ckpt_to_keep": max(training.keep, FEWEST_KEPT),
+        "trainer.max_critic_ckpt_to_keep": max(training.keep, FEWEST_KEPT),
         "trainer.default_local_dir": str(files.checkpoints),
         "trainer.resume_mode": "auto" if recipe.resume else "disable",
         "trainer.project_name": "zerosearch",
