@@ -45,8 +45,8 @@ def advantages(rewards: Sequence[Sequence[float]], algorithm: Algorithm) -> list
 
 
 def has_spread(rewards: Sequence[float]) -> bool:
-    """Whether a group can teach anything: its rewards are not all the same."""
-    return max(rewards) - min(rewards) > 1e-9
+    """Whether a group can teach anything: its rewards are not all the same. A group of none has no spread."""
+    return max(rewards, default=0.0) - min(rewards, default=0.0) > 1e-9
 
 
 def token_advantages(
