@@ -228,7 +228,19 @@ def test_advantages_skip_observations() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("overrides", [("grpo",), ("reinforce", "algorithm.baseline=group"), ("rloo",)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("grpo",),
+        ("reinforce", "algorithm.baseline=group"),
+        ("rloo",),
+        ("grpo", "algorithm.whiten=true"),
+        ("reinforce_plus_plus",),
+        ("reinforce_plus_plus_baseline",),
+        ("ppo",),
+    ],
+    ids=" ".join,
+)
 def test_what_is_worse_than_expected_counts_as_much_as_the_recipe_says(
     weight: float, overrides: tuple[str, ...]
 ) -> None:
