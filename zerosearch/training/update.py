@@ -28,11 +28,13 @@ def update_policy(
     recipe: Recipe,
     dtype: torch.dtype = torch.float32,
     between: Callable[[], None] = lambda: None,
+    whole: Sequence[Lesson] | None = None,
 ) -> dict[str, float]:
     """Take `algorithm.epochs` passes of `algorithm.mini_batches` optimiser steps and return their figures.
 
     What a token weighs does not depend on how its mini-batch is split into micro-batches. Observation and prompt
-    tokens are read but never scored. between: called before each micro-batch.
+    tokens are read but never scored. between: called before each micro-batch. whole: all lessons of the step, where
+    `taught` lacks those of no advantage; what a token weighs is as if they were there.
     """
     algorithm, temperature = recipe.algorithm, recipe.training.temperature
 
@@ -40,7 +42,8 @@ def update_policy(
         scores = score(policy, trees, temperature, dtype, algorithm.entropy_coefficient > 0)
         return policy_loss(scores.log_probs, scores.entropies, experience, weights_W, algorithm)
 
-    figures, norm = _descend(policy, optimizer, taught, recipe, algorithm.aggregation, loss, between)
+    counted = taught if whole is None else whole
+    figures, norm = _descend(policy, optimizer, taught, counted, recipe, algorithm.aggregation, loss, between)
     return dict.fromkeys(POLICY_FIGURES, 0.0) | figures | {"gradient_norm": norm}
 
 
@@ -61,7 +64,7 @@ def update_critic(
     def loss(trees: Sequence[Tree], experience: Experience, weights_W: Tensor) -> Loss:
         return value_loss(critic.values(trees, dtype), experience, weights_W, clip)
 
-    figures, norm = _descend(critic, optimizer, taught, recipe, "token_mean", loss, between)
+    figures, norm = _descend(critic, optimizer, taught, taught, recipe, "token_mean", loss, between)
     return figures | {"critic_gradient_norm": norm}
 
 
@@ -69,6 +72,7 @@ def _descend(
     model: "PreTrainedModel | Critic",
     optimizer: torch.optim.Optimizer,
     taught: Sequence[Lesson],
+    counted: Sequence[Lesson],
     recipe: Recipe,
     aggregation: str,
     loss: Callable[[Sequence[Tree], Experience, Tensor], Loss],
@@ -84,7 +88,8 @@ def _descend(
     for _ in range(algorithm.epochs):
         for number in range(algorithm.mini_batches):
             batch = taught[number :: algorithm.mini_batches]
-            tokens, episodes = sum(lesson.policy_tokens for lesson in batch), len(episodes_of(batch))
+            among = counted[number :: algorithm.mini_batches]
+            tokens, episodes = sum(lesson.policy_tokens for lesson in among), len(episodes_of(among))
             for together in packed(batch, training.micro_batch_tokens):
                 between()
                 experience = Experience.join(episodes_of(together), model.device)
