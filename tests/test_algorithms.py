@@ -123,6 +123,35 @@ def test_a_fixed_length_divides_the_gradient_and_is_all_that_an_episode_may_writ
         assert torch.allclose(gradient(*overrides) * 4, set_to_10, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "fixed_length"])
+def test_a_flat_group_that_is_left_out_counts_as_one_that_is_kept(aggregation: str) -> None:
+    made = recipe("grpo", "algorithm.kl_coefficient=0", f"algorithm.aggregation={aggregation}")
+
+    def gradient(leave_out: bool, *groups: Group) -> Tensor:
+        model = tiny.model().double()
+        whole = drawn(lessons(groups), model, made)
+        taught = worthwhile(whole) if leave_out else whole
+        assert (len(taught) < len(whole)) is (leave_out and len(groups) > len(GROUPS))
+        return moved(model, lambda optimizer: update_policy(model, optimizer, taught, made, whole=whole))
+
+    flat = group([0.5, 0.5], [3, 14], "s")
+    kept, left_out = (gradient(leave_out, *GROUPS, flat) for leave_out in (False, True))
+    assert torch.allclose(left_out, kept, rtol=1e-4, atol=1e-6 * float(kept.abs().max()))
+    assert kept.norm() < 0.9 * gradient(True, *GROUPS).norm(), "it thins the gradient"
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "gspo", "rloo", "reinforce_plus_plus_baseline"])
+def test_the_gradient_does_not_jump_when_the_divergence_begins_to_count(kind: str, start: Path) -> None:
+    """Without it, the group without spread needs no pass."""
+    off, on = (
+        learner_of(start, kind, "algorithm.whiten=false", f"algorithm.kl_coefficient={coefficient}").learn(
+            some_groups(), step=1
+        )["gradient_norm"]
+        for coefficient in (0, 1e-9)
+    )
+    assert on == pytest.approx(off, rel=1e-4)
+
+
 def test_every_token_weighs_the_same_for_the_critic_whatever_it_does_for_the_policy() -> None:
     def gradient(aggregation: str) -> Tensor:
         made = recipe("ppo", f"algorithm.aggregation={aggregation}")
@@ -228,7 +257,19 @@ def test_advantages_skip_observations() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("overrides", [("grpo",), ("reinforce", "algorithm.baseline=group"), ("rloo",)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("grpo",),
+        ("reinforce", "algorithm.baseline=group"),
+        ("rloo",),
+        ("grpo", "algorithm.whiten=true"),
+        ("reinforce_plus_plus",),
+        ("reinforce_plus_plus_baseline",),
+        ("ppo",),
+    ],
+    ids=" ".join,
+)
 def test_what_is_worse_than_expected_counts_as_much_as_the_recipe_says(
     weight: float, overrides: tuple[str, ...]
 ) -> None:

@@ -100,6 +100,16 @@ def test_a_steps_figures_say_what_its_episodes_were_like() -> None:
     assert step_figures(groups) == pytest.approx(expected)
 
 
+def test_an_episode_whose_search_failed_is_no_reward_and_no_spread() -> None:
+    right, failed = episode(ONE, "Alice Turner"), episode(TWO, None, search(0, error="away"), ending="search_failed")
+    parts = ({"f1": 1.0}, {"f1": 1.0})
+    figures = step_figures([Group((right, failed, right), (1.0, 0.0, 1.0), parts)])
+    assert figures["reward"] == figures["em"] == figures["reward/part/f1"] == figures["reward/one_hop"] == 1.0
+    assert figures["groups_without_spread"] == 1.0 and figures["searches"] == pytest.approx(1 / 3)
+    nothing = step_figures([Group((failed,), (0.0,))])
+    assert (nothing["reward"], nothing["reward/two_hop"], nothing["groups_without_spread"]) == (0.0, 0.0, 1.0)
+
+
 def test_a_step_without_searches_or_parts_has_figures_too() -> None:
     figures = step_figures([Group((episode(ONE, None),), (0.0,))])
     assert figures["empty_page_rate"] == figures["answer_shown"] == figures["repetition"] == 0

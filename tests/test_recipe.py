@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from zerosearch.errors import UserError
+from zerosearch.training.learner import followed
 from zerosearch.training.recipe import LATER_SEARCH_TYPES, Recipe
 from zerosearch.training.recipe_algorithm import PRESETS, Algorithm
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
@@ -89,6 +90,17 @@ def test_every_key_has_its_reference() -> None:
 )
 def test_overrides_are_toml_values_and_bare_text(override: str, key: str, value: object) -> None:
     assert value_of(load_recipe("world", [override]), key) == value
+
+
+@pytest.mark.parametrize(("horizon", "refused"), [(1, True), (12, True), (13, False)])
+def test_a_coefficient_that_could_fall_to_zero_or_below_is_refused(horizon: int, refused: bool) -> None:
+    given = ["algorithm.type=rloo", "algorithm.kl_coefficient=0.1", "algorithm.kl_target=0.1"]
+    given += ["training.questions_per_step=16", "training.samples_per_question=4", f"algorithm.kl_horizon={horizon}"]
+    if refused:
+        assert "algorithm.kl_horizon is" in (said := mistake(*given)) and "more than 12.8" in said
+        return
+    algorithm = load_recipe("world", given).algorithm
+    assert 0 < followed(0.1, 0.0, 64, algorithm) < 0.1 < followed(0.1, 9.0, 64, algorithm) < 0.2
 
 
 def test_the_last_override_wins_and_the_others_stay() -> None:

@@ -99,6 +99,16 @@ def test_groups_without_spread_are_drawn_again_so_often_at_most_and_kept(resampl
     assert len(set(flat.asked)) == 4 * groups
 
 
+def test_a_failed_search_makes_no_spread() -> None:
+    order = QuestionOrder(QUESTIONS, 0)
+    player = Player(lambda question, sample: True, broken=11)
+    groups = run(player, order, recipe("training.resample=2", "search.failure_threshold=0.9"))
+    assert len(groups) == 5 and not any(group.has_spread for group in groups)
+    mixed = next(group for group in groups if 1.0 in group.rewards and 0.0 in group.rewards)
+    assert [reward for _, reward in mixed.earned] == [1.0, 1.0, 1.0]
+    assert len(mixed.rewards) == 4 and len(mixed.parts) == 3
+
+
 def test_only_as_many_are_drawn_again_as_lacked_spread() -> None:
     order = QuestionOrder(QUESTIONS, 0)
     first = QuestionOrder(QUESTIONS, 0).draw().id

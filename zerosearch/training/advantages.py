@@ -45,8 +45,8 @@ def advantages(rewards: Sequence[Sequence[float]], algorithm: Algorithm) -> list
 
 
 def has_spread(rewards: Sequence[float]) -> bool:
-    """Whether a group can teach anything: its rewards are not all the same."""
-    return max(rewards) - min(rewards) > 1e-9
+    """Whether a group can teach anything: its rewards are not all the same. A group of none has no spread."""
+    return max(rewards, default=0.0) - min(rewards, default=0.0) > 1e-9
 
 
 def token_advantages(
@@ -56,8 +56,9 @@ def token_advantages(
 
     groups: episodes of each group, E in all. kl_coefficient: of the divergence from the reference in the reward.
     The reward of an episode comes at its last token; the divergence is taken off at each. Estimators that compare
-    within groups see an episode's sum; the others see, at each token, what comes from there on. Those below zero then
-    weigh `algorithm.negative` (successes and failures apart: Zhu et al. 2025, arXiv 2506.01347).
+    within groups see an episode's sum; the others see, at each token, what comes from there on. Those that are below
+    zero, after whitening where it is on, weigh `algorithm.negative` (successes and failures apart: Zhu et al. 2025,
+    arXiv 2506.01347).
     """
     rewards_W = torch.zeros(experience.tokens, dtype=torch.float64)
     rewards_W[experience.lengths_E.cumsum(0) - 1] = experience.rewards_E
@@ -79,9 +80,11 @@ def token_advantages(
             nothing_W = torch.zeros_like(rewards_W)
             found_W = generalised(rewards_W, nothing_W, experience.lengths_E, algorithm.discount, 1.0)
             found_W = found_W - (totals_E - compared_E).repeat_interleave(experience.lengths_E)
+    if algorithm.whiten:
+        found_W = whitened(found_W)
     found_W = torch.where(found_W < 0, found_W * algorithm.negative, found_W)
     dtype = experience.sampled_W.dtype
-    return (whitened(found_W) if algorithm.whiten else found_W).to(dtype), returns_W.to(dtype)
+    return found_W.to(dtype), returns_W.to(dtype)
 
 
 def generalised(rewards_W: Tensor, values_W: Tensor, lengths_E: Tensor, discount: float, decay: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Whether training is well: what the episodes of each step were like, and when a run has collapsed."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -12,7 +12,6 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.evaluation.metrics import exact_match
 from zerosearch.report.progress import figure_text
-from zerosearch.training.advantages import has_spread
 from zerosearch.training.checkpoint import checkpoint_before
 from zerosearch.training.recipe_health import Health
 from zerosearch.training.rollout import Group
@@ -24,16 +23,17 @@ REPEATED_TOKENS = 4
 def step_figures(groups: Sequence[Group]) -> dict[str, float]:
     """What a step's episodes were like: means over episodes, unless the name says `rate` or `share` of what.
 
+    Rewards, em and groups_without_spread are of the episodes whose search did not fail; 0 where all failed.
     invalid_action_rate, truncated_turn_rate: of the policy's turns. empty_page_rate, answer_shown: of the searches
     that did not fail; a page shows an answer where it holds a golden one. `searches/turn_<n>`: share of the episodes
     that searched for the n-th time, and `answer_shown/turn_<n>` of those. repetition: see `repetition`.
     """
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    rewards = [reward for group in groups for reward in group.rewards]
+    earned = [pair for group in groups for pair in group.earned]
     turns = sum(segment.kind == "policy" for t in trajectories for segment in t.segments)
     figures = {
-        "reward": fmean(rewards),
-        "em": fmean(exact_match(t.answer, t.question.golden_answers) for t in trajectories),
+        "reward": _mean(reward for _, reward in earned),
+        "em": _mean(exact_match(t.answer, t.question.golden_answers) for t, _ in earned),
         "searches": fmean(len(t.searches) for t in trajectories),
         "invalid_actions": fmean(t.invalid_actions for t in trajectories),
         "invalid_action_rate": _share(sum(t.invalid_actions for t in trajectories), turns),
@@ -46,12 +46,11 @@ def step_figures(groups: Sequence[Group]) -> dict[str, float]:
         "policy_tokens_max": float(max(t.policy_tokens for t in trajectories)),
         "repetition": repetition(trajectories),
         "groups": float(len(groups)),
-        "groups_without_spread": fmean(not has_spread(group.rewards) for group in groups),
+        "groups_without_spread": fmean(not group.has_spread for group in groups),
     }
     for kind in sorted({t.question.kind for t in trajectories} - {""}):
-        of_kind = [(t, r) for t, r in zip(trajectories, rewards, strict=True) if t.question.kind == kind]
-        figures[f"reward/{kind}"] = fmean(r for _, r in of_kind)
-        figures[f"searches/{kind}"] = fmean(len(t.searches) for t, _ in of_kind)
+        figures[f"reward/{kind}"] = _mean(reward for t, reward in earned if t.question.kind == kind)
+        figures[f"searches/{kind}"] = fmean(len(t.searches) for t in trajectories if t.question.kind == kind)
     parts = [part for group in groups for part in group.parts]
     for name in parts[0] if parts else ():
         figures[f"reward/part/{name}"] = fmean(part[name] for part in parts)
@@ -95,6 +94,11 @@ def repetition(trajectories: Sequence[Trajectory]) -> float:
         total += len(written)
         repeated += len(written) - len(set(written))
     return _share(repeated, total)
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Their mean; 0 where there are none."""
+    return fmean(list(values) or [0.0])
 
 
 def _share(part: float, whole: float) -> float:

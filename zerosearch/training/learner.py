@@ -69,7 +69,7 @@ class Learner:
             group["lr"] = rate
         in_reward = self.kl_coefficient if algorithm.kl_in == "reward" else 0.0
         figures: dict[str, float] = {"learning_rate": rate}
-        taught = lessons(groups)
+        whole = taught = lessons(groups)
         if in_reward or self.critic:
             taught = judged(self._measured(taught, between), algorithm, in_reward)
         else:
@@ -83,7 +83,7 @@ class Learner:
         if self.critic:
             figures |= update_critic(*self.critic, taught, recipe, self._dtype, between)
         taught = taught if warm else []
-        return figures | update_policy(self.policy, self.optimizer, taught, recipe, self._dtype, between)
+        return figures | update_policy(self.policy, self.optimizer, taught, recipe, self._dtype, between, whole)
 
     def _measured(self, taught: list[Lesson], between: Callable[[], None]) -> list[Lesson]:
         """Add what forward passes of the policy before its updates, the reference and the critic say."""

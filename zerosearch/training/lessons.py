@@ -42,9 +42,7 @@ def lessons(groups: Sequence[Group]) -> list[Lesson]:
     for group in groups:
         prompt = group.trajectories[0].segments[0].token_ids
         branches, episodes = [], []
-        for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
-            if trajectory.ending == "search_failed":
-                continue
+        for trajectory, reward in group.earned:
             trajectory.check_trainable()
             if trajectory.policy_tokens:
                 branches.append(Branch(trajectory.token_ids[len(prompt) :], trajectory.loss_mask[len(prompt) :]))

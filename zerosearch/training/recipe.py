@@ -430,6 +430,12 @@ class Recipe(Section):
                 f"training.questions_per_step ({training.questions_per_step}); choose a divisor, so that all "
                 "mini-batches weigh the same"
             )
+        episodes = training.questions_per_step * training.samples_per_question
+        if algorithm.kl_target and algorithm.kl_horizon <= 0.2 * episodes:
+            raise ValueError(
+                f"algorithm.kl_horizon is {algorithm.kl_horizon}, but with {episodes} episodes in a step the "
+                f"coefficient could fall to 0 or below at once; set it to more than {0.2 * episodes:g}"
+            )
         written, reward = (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn, self.reward
         if reward.length_penalty and reward.length_start >= written:
             raise ValueError(

@@ -103,7 +103,7 @@ class Algorithm(Section):
     kl_target: NonNegativeFloat = 0.0
     """In the reward: the coefficient follows the divergence for each token towards this one; 0 = it is fixed."""
     kl_horizon: Positive = 10000
-    """Episodes over which the coefficient follows."""
+    """Episodes over which the coefficient follows; more than a fifth of a step's."""
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of a bonus for the entropy of the policy's next token."""
     llds_coefficient: NonNegativeFloat = 0.0

@@ -17,11 +17,25 @@ from zerosearch.training.rewards import rewarded
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The episodes of one question, from one draw, and what they earned, in sum and by part."""
+    """The episodes of one question, from one draw, and what they earned, in sum and by part.
+
+    An episode whose search failed says nothing about the policy: its reward is a zero that counts nowhere, and `parts`
+    holds none of it.
+    """
 
     trajectories: tuple[Trajectory, ...]
     rewards: tuple[float, ...]
     parts: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def earned(self) -> list[tuple[Trajectory, float]]:
+        """The episodes whose search did not fail, each with its reward."""
+        pairs = zip(self.trajectories, self.rewards, strict=True)
+        return [(trajectory, reward) for trajectory, reward in pairs if trajectory.ending != "search_failed"]
+
+    @property
+    def has_spread(self) -> bool:
+        return has_spread([reward for _, reward in self.earned])
 
 
 class QuestionOrder:
@@ -85,7 +99,7 @@ async def run_groups(
         groups += drawn
         failed = [t for group in groups for t in group.trajectories if t.ending == "search_failed"]
         check_failures(failed, sum(len(group.trajectories) for group in groups), recipe.search.failure_threshold)
-        wanted = min(extra, sum(not has_spread(group.rewards) for group in drawn))
+        wanted = min(extra, sum(not group.has_spread for group in drawn))
         extra -= wanted
     return groups
 
@@ -106,5 +120,5 @@ async def _run_group(
 
     last_sample = first_sample + recipe.training.samples_per_question
     trajectories = await asyncio.gather(*[one(sample) for sample in range(first_sample, last_sample)])
-    parts = tuple([await rewarded(trajectory, recipe) for trajectory in trajectories])
-    return Group(tuple(trajectories), tuple(sum(each.values()) for each in parts), parts)
+    parts = [{} if t.ending == "search_failed" else await rewarded(t, recipe) for t in trajectories]
+    return Group(tuple(trajectories), tuple(sum(each.values()) for each in parts), tuple(filter(None, parts)))

@@ -28,11 +28,13 @@ def update_policy(
     recipe: Recipe,
     dtype: torch.dtype = torch.float32,
     between: Callable[[], None] = lambda: None,
+    whole: Sequence[Lesson] | None = None,
 ) -> dict[str, float]:
     """Take `algorithm.epochs` passes of `algorithm.mini_batches` optimiser steps and return their figures.
 
     What a token weighs depends on the whole step's tokens, not on its mini-batch or micro-batch: a small mini-batch
     is a small step. Observation and prompt tokens are read but never scored. between: called before each micro-batch.
+    whole: all lessons of the step, where `taught` lacks those of no advantage; a token weighs as if they were there.
     """
     algorithm, temperature = recipe.algorithm, recipe.training.temperature
 
@@ -40,7 +42,8 @@ def update_policy(
         scores = score(policy, trees, temperature, dtype, algorithm.entropy_coefficient > 0)
         return policy_loss(scores.log_probs, scores.entropies, experience, weights_W, algorithm)
 
-    figures, norm = _descend(policy, optimizer, taught, recipe, algorithm.aggregation, loss, between)
+    counted = taught if whole is None else whole
+    figures, norm = _descend(policy, optimizer, taught, counted, recipe, algorithm.aggregation, loss, between)
     return dict.fromkeys(POLICY_FIGURES, 0.0) | figures | {"gradient_norm": norm}
 
 
@@ -61,7 +64,7 @@ def update_critic(
     def loss(trees: Sequence[Tree], experience: Experience, weights_W: Tensor) -> Loss:
         return value_loss(critic.values(trees, dtype), experience, weights_W, clip)
 
-    figures, norm = _descend(critic, optimizer, taught, recipe, "token_mean", loss, between)
+    figures, norm = _descend(critic, optimizer, taught, taught, recipe, "token_mean", loss, between)
     return figures | {"critic_gradient_norm": norm}
 
 
@@ -69,6 +72,7 @@ def _descend(
     model: "PreTrainedModel | Critic",
     optimizer: torch.optim.Optimizer,
     taught: Sequence[Lesson],
+    counted: Sequence[Lesson],
     recipe: Recipe,
     aggregation: str,
     loss: Callable[[Sequence[Tree], Experience, Tensor], Loss],
@@ -80,8 +84,8 @@ def _descend(
     norms: list[float] = []
     extremes: list[float] = []
     seen = 0
-    parts = min(algorithm.mini_batches, len(taught)) or 1
-    everything = episodes_of(taught)
+    parts = min(algorithm.mini_batches, len(counted)) or 1
+    everything = episodes_of(counted)
     tokens, episodes = sum(episode.tokens for episode in everything) / parts, len(everything) / parts
     model.train()
     for _ in range(algorithm.epochs):
