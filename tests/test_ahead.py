@@ -256,5 +256,7 @@ def test_a_sampler_is_not_moved_by_an_update_under_way(
 
 def test_a_rollout_survives_its_file() -> None:
     found = play(turns(SEARCH, ANSWER), Engine(), sample=1, step=2)
-    rollout = Rollout((Group((found, found), (1 / 3, 0.0), ({"f1": 1 / 3}, {"f1": 0.0})),), 12, {"reward": 1 / 6}, 0.1)
+    rollout = Rollout(
+        (Group((found, found), (1 / 3, 0.0), ({"f1": 1 / 3}, {"f1": 0.0}), True),), 12, {"reward": 1 / 6}, 0.1
+    )
     assert Rollout.from_json(json.loads(json.dumps(rollout.to_json()))) == rollout

@@ -14,15 +14,18 @@ from test_update import GROUPS, group
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from zerosearch.errors import RunError
 from zerosearch.inference.packed import score
 from zerosearch.training.critic import Critic
 from zerosearch.training.experience import Experience
+from zerosearch.training.health import Watch
 from zerosearch.training.learner import Learner
 from zerosearch.training.lessons import Lesson, episodes_of, filled, judged, lessons, measured, worthwhile
 from zerosearch.training.loss import fallen, importance_weights, policy_loss
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_algorithm import PRESETS, Algorithm
 from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.recipe_health import Health
 from zerosearch.training.rollout import Group
 from zerosearch.training.update import update_critic, update_policy
 
@@ -505,6 +508,19 @@ def test_the_policy_waits_until_its_critic_is_warm(start: Path) -> None:
     assert not torch.equal(values_before, weights(learner.critic[0]))
     assert learner.learn(some_groups(), 3)["gradient_norm"] > 0
     assert not torch.equal(before, weights(learner.policy))
+
+
+def test_a_critic_that_broke_while_the_policy_waits_for_it_stops_the_run(start: Path) -> None:
+    learner = learner_of(start, "ppo", "algorithm.critic.warmup_steps=9", "algorithm.kl_coefficient=0")
+    watch, where = Watch(Health()), Path("nowhere")
+    watch.see(1, {"reward": 0.5} | learner.learn(some_groups(), 1))
+    watch.check(where, "the-start")
+    assert learner.critic
+    nn.init.constant_(learner.critic[0].head.bias, float("nan"))
+    watch.see(2, {"reward": 0.5} | learner.learn(some_groups(), 2))
+    with pytest.raises(RunError, match=r"no finite number in 1 step \(.* last good state is the-start"):
+        watch.check(where, "the-start")
+    assert watch.good_step == 1
 
 
 def test_ppo_whitens_over_the_policys_tokens_of_the_whole_step() -> None:

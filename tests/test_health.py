@@ -219,6 +219,17 @@ def test_a_figure_that_is_no_number_stops_the_run_at_once_whatever_the_limits(no
     assert "resume=true" not in sentence
 
 
+@pytest.mark.parametrize("name", ["value_error", "critic_gradient_norm", "reward", "reward/part/f1", "hit_rate"])
+@pytest.mark.parametrize("nothing", [float("nan"), float("-inf"), None])
+def test_whatever_figure_is_no_number_stops_the_run(name: str, nothing: float | None) -> None:
+    step, sentence, good = stop(LIMITS, [{name: 0.5}, {name: nothing}, {}])
+    assert (step, good) == (2, 1)
+    assert f"{name} went from 0.500 to no finite number in 1 step (steps 2 to 2)" in sentence
+    assert stop(LIMITS, [{"verl/anything": nothing, "stage": "reinforcement"}])[0] == 0, "figures that verl alone has"
+    again = Watch(LIMITS, [{"step": n, **GOOD, name: 0.5 if n < 9 else None} for n in range(1, 10)])
+    assert again.good_step == 8
+
+
 def test_a_reward_that_falls_to_a_share_of_its_best_stops_the_run() -> None:
     earned = [0.2, 0.4, 0.6, 0.8, 0.8, 0.6, 0.1, 0.1, 0.1, 0.1]
     step, sentence, good = stop(LIMITS, [{"reward": reward} for reward in earned])

@@ -113,7 +113,15 @@ def test_only_as_many_are_drawn_again_as_lacked_spread() -> None:
     order = QuestionOrder(QUESTIONS, 0)
     first = QuestionOrder(QUESTIONS, 0).draw().id
     player = Player(lambda question, sample: question.id == first or sample % 2 == 0)
-    assert len(run(player, order, recipe("training.resample=9"))) == 4
+    groups = run(player, order, recipe("training.resample=9"))
+    assert [group.replaced for group in groups] == [not group.has_spread for group in groups]
+    assert len(groups) == 4
+
+
+def test_what_could_not_be_replaced_stays() -> None:
+    flat = Player(lambda question, sample: True)
+    groups = run(flat, QuestionOrder(QUESTIONS, 0), recipe("training.resample=2"))
+    assert [group.replaced for group in groups] == [True, True, False, False, False]
 
 
 def test_failed_searches_beyond_the_threshold_stop_the_step() -> None:

@@ -272,6 +272,12 @@ def test_a_group_without_spread_teaches_nothing_but_keeps_near_the_reference() -
     assert gradient([flat], "algorithm.kl_coefficient=0.1").any()
 
 
+def test_a_group_in_whose_place_another_was_drawn_is_no_lesson() -> None:
+    flat, other = group([0.5, 0.5], [3, 4]), group([0.0, 1.0], [3, 4], "r")
+    assert len(lessons([flat, other])) == 2
+    assert len(lessons([replace(flat, replaced=True), other])) == 1
+
+
 def test_text_without_its_tokens_is_refused() -> None:
     one = group([0.0, 1.0], [3, 4])
     bare = [replace(segment, log_probs=()) for segment in one.trajectories[0].segments]

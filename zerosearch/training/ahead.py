@@ -30,7 +30,12 @@ class Rollout:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         groups = tuple(
-            Group(tuple(map(Trajectory.from_json, g["trajectories"])), tuple(g["rewards"]), tuple(g["parts"]))
+            Group(
+                tuple(map(Trajectory.from_json, g["trajectories"])),
+                tuple(g["rewards"]),
+                tuple(g["parts"]),
+                g.get("replaced", False),  # older versions did not say
+            )
             for g in record["groups"]
         )
         return cls(groups, record["position"], record["figures"], record["seconds"])

@@ -107,7 +107,10 @@ def _share(part: float, whole: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One limit of the recipe: the figure that it is about, and whether it is the largest or the smallest allowed."""
+    """One limit of the recipe: the figure that it is about, and whether it is the largest or the smallest allowed.
+
+    Without a key it has no limit, and asks for a finite number alone.
+    """
 
     key: str
     figure: str
@@ -132,6 +135,10 @@ ALARMS = (
     Alarm("max_empty_pages", "empty_page_rate"),
     Alarm("max_repetition", "repetition"),
 )
+
+
+UNWATCHED = "verl/"
+"""How the names of figures begin that are verl's own; they may be no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,7 @@ class Watch:
             self.good_step = int(row["step"])
 
     def _mean_reward(self) -> float:
-        return fmean(float(row["reward"]) for row in self._rows[-self._limits.reward_steps :])
+        return fmean(_number(row["reward"]) for row in self._rows[-self._limits.reward_steps :])
 
     def check(self, checkpoints: Path, start: str) -> None:
         """Stop a run that has collapsed.
@@ -192,12 +199,15 @@ class Watch:
         )
 
     def _troubles(self) -> Iterator[Trouble]:
-        for alarm in ALARMS:
+        known = {alarm.figure for alarm in ALARMS}
+        others = (name for name, value in self._rows[-1].items() if value is None or isinstance(value, float))
+        finite = (Alarm("", name) for name in others if name not in known and not name.startswith(UNWATCHED))
+        for alarm in (*ALARMS, *finite):
             yield from self._beyond(alarm)
         yield from self._fallen_reward()
 
     def _beyond(self, alarm: Alarm) -> Iterator[Trouble]:
-        limit, rows = getattr(self._limits, alarm.key), self._rows
+        limit, rows = getattr(self._limits, alarm.key) if alarm.key else 0.0, self._rows
         latest = (_number(row.get(alarm.figure, limit)) for row in reversed(rows))
         values = list(takewhile(lambda value: alarm.beyond(value, limit), latest))
         if not values:
@@ -223,7 +233,7 @@ class Watch:
         if not share or best <= 0:
             return
         last = self._mean_reward()
-        below = [row for row in self._rows[-size:] if row["reward"] < share * best]
+        below = [row for row in self._rows[-size:] if _number(row["reward"]) < share * best]
         if below:
             yield Trouble(
                 int(below[0]["step"]),

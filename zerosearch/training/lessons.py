@@ -31,7 +31,7 @@ class Lesson:
 
 
 def lessons(groups: Sequence[Group]) -> list[Lesson]:
-    """Return the groups' lessons, without advantages yet.
+    """Return the groups' lessons, without advantages yet. A group in whose place another was drawn is none.
 
     An episode whose search failed is no lesson: a broken engine says nothing about the policy.
 
@@ -40,6 +40,8 @@ def lessons(groups: Sequence[Group]) -> list[Lesson]:
     """
     result = []
     for group in groups:
+        if group.replaced:
+            continue
         prompt = group.trajectories[0].segments[0].token_ids
         branches, episodes = [], []
         for trajectory, reward in group.earned:

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zerosearch.agent.episode import Agent
 from zerosearch.agent.trajectory import Trajectory
@@ -20,12 +20,13 @@ class Group:
     """The episodes of one question, from one draw, and what they earned, in sum and by part.
 
     An episode whose search failed says nothing about the policy: its reward is a zero that counts nowhere, and `parts`
-    holds none of it.
+    holds none of it. replaced: it had no spread, and another question was drawn in its place.
     """
 
     trajectories: tuple[Trajectory, ...]
     rewards: tuple[float, ...]
     parts: tuple[Mapping[str, float], ...] = ()
+    replaced: bool = False
 
     @property
     def earned(self) -> list[tuple[Trajectory, float]]:
@@ -80,8 +81,8 @@ async def run_groups(
 ) -> list[Group]:
     """Run the step's groups; where one shows no spread, run another question, `training.resample` times at most.
 
-    All groups that were run are returned, those without spread too. A question that is drawn twice in a step goes on
-    with the numbers of its samples, so that its groups differ.
+    All groups that were run are returned, those that were replaced too. A question that is drawn twice in a step goes
+    on with the numbers of its samples, so that its groups differ.
 
     Raises:
         RunError: more than `search.failure_threshold` of the episodes ended because their search failed.
@@ -96,10 +97,11 @@ async def run_groups(
             running.append(_run_group(agent, question, recipe, step, samples[question], progress))
             samples[question] += training.samples_per_question
         drawn = await asyncio.gather(*running)
-        groups += drawn
+        flat = [place for place, group in enumerate(drawn) if not group.has_spread][:extra]
+        groups += [replace(group, replaced=place in flat) for place, group in enumerate(drawn)]
         failed = [t for group in groups for t in group.trajectories if t.ending == "search_failed"]
         check_failures(failed, sum(len(group.trajectories) for group in groups), recipe.search.failure_threshold)
-        wanted = min(extra, sum(not group.has_spread for group in drawn))
+        wanted = len(flat)
         extra -= wanted
     return groups
 
