@@ -34,11 +34,11 @@ def main() -> None:
     print(
         f"torch {version('torch')}, transformers {version('transformers')}, {torch.get_num_threads()} threads, {dtype}"
     )
-    print(f"{given.context} tokens of context, medians of {given.repeats}, output layer included")
-    print(f"{'batch':>5} {'modules ms':>11} {'layout ms':>10} {'ratio':>6}")
+    print(f"{given.context} tokens of context, medians of {given.repeats}, output layer included\n")
+    print("| sequences | transformers' modules, ms | layout, ms | ratio |\n|---|---|---|---|")
     for batch in given.batches:
         plain, ours = steps(model, layout, batch, given.context, given.repeats)
-        print(f"{batch:>5} {plain * 1e3:>11.1f} {ours * 1e3:>10.1f} {plain / ours:>6.2f}")
+        print(f"| {batch} | {plain * 1e3:.1f} | {ours * 1e3:.1f} | {plain / ours:.2f} |")
 
 
 def steps(model: Any, layout: Layout, batch: int, context: int, repeats: int) -> tuple[float, float]:
