@@ -4,9 +4,9 @@
 steps, then the two with the highest F1 from two more warm starts: 3 warm starts and 13 trainings, several hours on 2
 cores. It writes curves.png and table.md, and goes on where it was broken off.
 
-Two things are not equal, and the table says them: plain REINFORCE learns at the recipe's rate and the others more slowly
-(see `CAREFUL`), and all run with the recipe's coefficient of the divergence in place of their presets', which is 0, so
-that RLOO, REINFORCE++ and PPO are compared without their pull towards the reference.
+Two things are not equal, and the table says them: plain REINFORCE learns at the recipe's rate and the others more
+slowly (see `CAREFUL`), and the recipe sets the coefficient of the divergence, to 0, for all: RLOO, REINFORCE++ and PPO
+are compared without the pull towards the reference that is a part of them.
 """
 
 import argparse
@@ -43,6 +43,9 @@ ALGORITHMS: dict[str, list[str]] = {
     "ppo": ["algorithm.type=ppo", "algorithm.critic.warmup_steps=1", CAREFUL],
 }
 COLUMNS = (
+    *("algorithm", "seeds", "learning rate", "KL", "reward, first half", "second half"),
+    *("F1 before", "F1 after", "gain", "minutes"),
+)
     "algorithm",
     "seeds",
     "learning rate",
@@ -62,7 +65,8 @@ WINDOW = 3
 class Learned:
     """What came of one algorithm.
 
-    kl: the coefficient of the divergence. rewards: of each step, the mean over the seeds, in [0, 1]. seconds: of one run.
+    kl: the coefficient of the divergence. rewards: of each step, the mean over the seeds, in [0, 1]. seconds: of one
+    run.
     """
 
     name: str

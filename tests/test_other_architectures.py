@@ -12,10 +12,11 @@ from zerosearch.report.panel import LineDisplay
 
 PLAIN = [
     *ONLY_RL,
-    "search.type=bm25",
+    "search.type=none",
+    "evaluation.engine=none",
     "training.steps=2",
     "training.questions_per_step=1",
-    "agent.max_turns=1",
+    "agent.max_turns=0",
     "agent.max_tokens_per_turn=8",
     "evaluation.trained=false",
 ]
