@@ -46,17 +46,6 @@ COLUMNS = (
     *("algorithm", "seeds", "learning rate", "KL", "reward, first half", "second half"),
     *("F1 before", "F1 after", "gain", "minutes"),
 )
-    "algorithm",
-    "seeds",
-    "learning rate",
-    "KL",
-    "reward, first half",
-    "second half",
-    "F1 before",
-    "F1 after",
-    "gain",
-    "minutes",
-)
 WINDOW = 3
 """Steps over which the drawn curves are smoothed."""
 

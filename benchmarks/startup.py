@@ -43,17 +43,14 @@ def main() -> None:
 
 
 def help_seconds() -> float:
-    return timed(lambda: subprocess.run([*command(), "--help"], check=True, capture_output=True, timeout=LIMIT))
+    asking = [sys.executable, "-m", "zerosearch", "--help"]
+    return timed(lambda: subprocess.run(asking, check=True, capture_output=True, timeout=LIMIT))
 
 
 def training_seconds(recipe: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         training = [sys.executable, __file__, "--train", "train", recipe, f"output={folder}/run", "report.live=false"]
         return timed(lambda: subprocess.run(training, check=True, capture_output=True, timeout=LIMIT))
-
-
-def command() -> list[str]:
-    return [sys.executable, "-m", "zerosearch"]
 
 
 def timed(work: Callable[[], object]) -> float:
