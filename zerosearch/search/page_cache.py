@@ -23,8 +23,9 @@ CREATE TABLE IF NOT EXISTS pages (
 class PageCache:
     """Wraps a distant engine: a page that the file holds is read from there, another one is asked for and kept.
 
-    Failed searches are not kept. Processes may share a file. days: pages that were found longer ago are asked for again;
-    0 = never.
+    Failed searches are not kept. Processes may share a file.
+
+    days: pages that were found longer ago are asked for again; 0 = never.
 
     Raises:
         UserError: the file cannot be opened, or is something else.
