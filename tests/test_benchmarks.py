@@ -109,3 +109,17 @@ def test_a_training_samples_its_first_token_within_ten_seconds(
     assert "| `zerosearch --help` |" in table
     seconds = float(table.rpartition("| first token of a training | ")[2].split(" | ")[0])
     assert seconds < 10
+
+
+def test_every_benchmark_has_its_place_in_the_guide_and_what_it_prints_is_put_there() -> None:
+    tool = load_script("tools/speed.py")
+    guide = tool.GUIDE.read_text()
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        if "def main()" in script.read_text():
+            text = tool.filled(guide, script.stem, "| a | b |\n")
+            assert f"<!-- {script.stem} -->\n| a | b |\n<!-- end -->" in text
+            assert f"`python benchmarks/{script.name}" in text
+    with pytest.raises(SystemExit, match="no place for 'other'"):
+        tool.filled(guide, "other", "text")
+    with pytest.raises(SystemExit, match="printed nothing"):
+        tool.filled(guide, "update", " ")
