@@ -1,4 +1,4 @@
-"""Put what a benchmark printed into `docs/guides/speed.md`: `python benchmarks/NAME.py | python tools/speed.py NAME`."""
+"""Put what a benchmark printed into the guide: `python benchmarks/NAME.py | python tools/speed.py NAME`."""
 
 import re
 import sys
