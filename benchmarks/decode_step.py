@@ -101,12 +101,13 @@ def parts(
 ) -> tuple[float, float, float]:
     """Median seconds of a step of the sampler, of drawing its tokens, and of what is neither that nor the layout's."""
     tokens = load_tokenizer(name)
-    sampler = local.LocalSampler(model, tokens, batch, context + repeats + 8, dtype=dtype)
+    limit = repeats + batch  # tokens: the prompts of all are read in at most as many steps as there are
+    sampler = local.LocalSampler(model, tokens, batch, context + limit, dtype=dtype)
     sampler._end_ids = frozenset()  # no turn ends
     loop = asyncio.new_event_loop()
     for number in range(batch):
         ids = torch.randint(100, 10_000, (context,)).tolist()
-        request = SamplingRequest(ids, repeats + 8, ("</search>", "</answer>"), seed=number)
+        request = SamplingRequest(ids, limit, ("</search>", "</answer>"), seed=number)
         sampler._waiting.append(local.Active(request, loop.create_future()))
     spent = {"layout": 0.0, "draw": 0.0}
 
@@ -124,11 +125,7 @@ def parts(
     draw, local.draw = local.draw, noting("draw", local.draw)
     seconds: list[tuple[float, float, float]] = []
     while len(seconds) < repeats:
-        decoding = (
-            not sampler._waiting
-            and bool(sampler._active)
-            and all(sampler._missing(active) == 1 for active in sampler._active)
-        )
+        decoding = len(sampler._active) == batch and all(sampler._missing(each) == 1 for each in sampler._active)
         spent.update(layout=0.0, draw=0.0)
         started = time.perf_counter()
         sampler.step()
