@@ -3,8 +3,8 @@
 `python benchmarks/decode_step.py` prints the median milliseconds of both and their ratio for several batches. Both run
 over the same memory of keys and values, and take turns, so that what else the machine does falls on both. Below stands
 what else belongs to a step of the sampler: drawing the tokens, and what Python does for each sequence. `--compile` adds
-what `torch.compile` makes of the layout's step, and how long it takes to; its weights are not packed, since the compiler
-cannot lower products with packed ones.
+what `torch.compile` makes of the layout's step, and how long it takes to; its weights are not packed, since the
+compiler cannot lower products with packed ones.
 """
 
 import argparse
