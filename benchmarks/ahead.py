@@ -10,8 +10,8 @@ from functools import partial
 from importlib.metadata import version
 
 import torch
+from measuring import by_turns, table
 from overlap import found
-from recorded import by_turns, table
 from scaling import Work, groups
 
 from zerosearch.inference.local import LocalSampler

@@ -2,7 +2,9 @@
 
 `python benchmarks/overlap.py` runs 64 episodes of one to four turns of uneven length with the same local sampler and a
 stub engine whose latency is log-normal (median 1 s, 95th percentile 5 s). The barrier loop samples a turn of all
-episodes, then waits for all their pages, as the original does.
+episodes, then waits for all their pages, as the original does. It also prints how long both would wait for pages if
+sampling took no time: with few episodes the slowest page may be the same episode's in every turn, and there is nothing
+to gain.
 """
 
 import argparse
@@ -11,9 +13,11 @@ import math
 import random
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import zip_longest
 
 import torch
-from recorded import Recorded, by_turns, recorded, table
+from measuring import by_turns, table
+from recorded import Recorded, recorded
 
 from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer
@@ -42,6 +46,8 @@ def main() -> None:
     }
     print(f"torch {version('torch')}, {torch.get_num_threads()} threads, {dtype}; {given.episodes} episodes")
     tokens = sum(episode.policy_tokens for episode in episodes)
+    alone, together = waiting(episodes)
+    print(f"waiting for pages alone takes {alone:.1f} s, and {together:.1f} s with the barrier\n")
     print(table(by_turns(systems, given.repeats), "episodes on their own", tokens))
 
 
@@ -64,8 +70,19 @@ async def written(sampler: LocalSampler, ids: list[int], length: int, number: in
 async def found(page: list[int], number: int, turn: int) -> list[int]:
     """The page, after a latency that depends on episode and turn alone."""
     if page:
-        await asyncio.sleep(random.Random(f"{number} {turn}").lognormvariate(math.log(MEDIAN), SPREAD))
+        await asyncio.sleep(latency(number, turn))
     return page
+
+
+def latency(number: int, turn: int) -> float:
+    """Seconds until the page of an episode's turn is there."""
+    return random.Random(f"{number} {turn}").lognormvariate(math.log(MEDIAN), SPREAD)
+
+
+def waiting(episodes: list[Recorded]) -> tuple[float, float]:
+    """Seconds of all episodes where sampling takes none: each on its own, and with a barrier after each turn."""
+    waits = [[latency(n, turn) for turn in range(len(episode.turns) - 1)] for n, episode in enumerate(episodes)]
+    return max(map(sum, waits)), sum(map(max, zip_longest(*waits, fillvalue=0.0)))
 
 
 async def on_their_own(sampler: LocalSampler, episodes: list[Recorded]) -> None:

@@ -4,12 +4,10 @@ They are the scripts of demonstrations with the pages that BM25 finds, so they a
 """
 
 import asyncio
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from zerosearch.agent.episode import EpisodeSettings
 from zerosearch.agent.trajectory import Trajectory
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SETTINGS = EpisodeSettings(max_turns=3, k=3, max_tokens_per_turn=72, max_observation_tokens=200, max_length=1024)
-
-Key = TypeVar("Key", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +44,25 @@ def trajectories(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[Traje
 
 def recorded(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[Recorded]:
     return list(map(_recorded, trajectories(tokenizer, count)))
+
+
+def groups_of_four(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[list[Trajectory]]:
+    """Groups as a policy leaves them: two of four episodes begin with the same search, and all go on in other words.
+
+    The other words are the recorded ones in another order, so that all lengths are those that were recorded.
+    """
+    return [[_reworded(each, sample) for sample in range(4)] for each in trajectories(tokenizer, count)]
+
+
+def _reworded(trajectory: Trajectory, sample: int) -> Trajectory:
+    kept = 3 if sample < 2 else 1  # prompt, search and page; or the prompt alone
+    segments = [
+        replace(segment, token_ids=(*segment.token_ids[sample:], *segment.token_ids[:sample]))
+        if place >= kept and segment.kind == "policy"
+        else segment
+        for place, segment in enumerate(trajectory.segments)
+    ]
+    return replace(trajectory, sample=sample, segments=segments)
 
 
 def _recorded(trajectory: Trajectory) -> Recorded:
@@ -79,31 +94,6 @@ def scripts(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[Script]:
         )
         for trajectory, episode in zip(found, map(_recorded, found), strict=True)
     ]
-
-
-def by_turns(systems: dict[Key, Callable[[], object]], repeats: int) -> dict[Key, list[float]]:
-    """Seconds of each system, run in turn, so that what else the machine does falls on all; the first round is left
-    out."""
-    seconds: dict[Key, list[float]] = {name: [] for name in systems}
-    for repeat in range(repeats + 1):
-        for name, run in systems.items():
-            started = time.perf_counter()
-            run()
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def table(seconds: dict[Key, list[float]], ours: Key, tokens: int = 0) -> str:
-    """Medians in Markdown, with the range, and how many times the others' that of `ours` is."""
-    lines = ["| system | median s | range | tokens/s | ratio |", "|---|---|---|---|---|"]
-    best = statistics.median(seconds[ours])
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        speed = f"{tokens / median:.0f}" if tokens else ""
-        span = f"{min(values):.2f} to {max(values):.2f}"
-        lines.append(f"| {name} | {median:.2f} | {span} | {speed} | {median / best:.2f} |")
-    return "\n".join(lines)
 
 
 def lengths(episodes: Sequence[Recorded]) -> str:

@@ -2,7 +2,9 @@
 
 `python benchmarks/sampling.py` lets each system write the turns of the same 64 recorded episodes at temperature 1, with
 the recorded number of tokens in each turn and the recorded page after it. `generate` reads each turn anew, in batches
-of the fastest size; vLLM (`--vllm`, where it is installed) keeps prefixes and runs all episodes at once.
+of the fastest size; vLLM (`--vllm`, where it is installed) keeps prefixes and runs all episodes at once. All draw from
+the whole distribution. The local sampler and vLLM also return the log-probability of each token, `generate` does not:
+it would have to keep the logits of all its steps.
 """
 
 import argparse
@@ -14,7 +16,9 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from recorded import Recorded, by_turns, lengths, recorded, table
+from measuring import by_turns, table
+from recorded import Recorded, lengths, recorded
+from transformers import GenerationConfig
 
 from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer
@@ -78,9 +82,10 @@ def generate(model: Any, episodes: list[Recorded], size: int) -> None:
             padded = torch.tensor([[0] * (longest - len(each)) + each for each in ids])
             mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in ids])
             most = max(episode.turns[turn][0] for episode in batch)
-            written = model.generate(
-                padded, attention_mask=mask, max_new_tokens=most, min_new_tokens=most, do_sample=True, pad_token_id=0
-            )[:, longest:].tolist()
+            limits = GenerationConfig(
+                max_new_tokens=most, min_new_tokens=most, do_sample=True, temperature=1.0, top_k=0, pad_token_id=0
+            )
+            written = model.generate(padded, attention_mask=mask, generation_config=limits)[:, longest:].tolist()
             for each, new, episode in zip(ids, written, batch, strict=True):
                 length, page = episode.turns[turn]
                 each += [*new[:length], *page]
@@ -108,7 +113,7 @@ def vllm_system(name: str, episodes: list[Recorded]) -> Callable[[], object]:
     async def one(number: int, episode: Recorded) -> None:
         ids = list(episode.prompt)
         for turn, (length, page) in enumerate(episode.turns):
-            limits = SamplingParams(max_tokens=length, min_tokens=length, ignore_eos=True, seed=number * 10 + turn)
+            limits = SamplingParams(max_tokens=length, ignore_eos=True, logprobs=0)
             written: list[int] = []
             name = f"{round_number}-{number}-{turn}"
             async for output in engine.generate({"prompt_token_ids": ids}, limits, request_id=name):

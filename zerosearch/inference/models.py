@@ -11,7 +11,7 @@ from zerosearch.errors import UserError
 from zerosearch.inference.embedded import resolve_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
@@ -38,22 +38,34 @@ def compute_dtype(name: DTypeName) -> torch.dtype:
 
 
 def load_model(name: str) -> "PreTrainedModel":
-    """Load a causal language model by name (`embedded`, a folder or a hub id), in float32, on `device()`.
+    """Load a causal language model by name (`embedded`, a folder or a hub id), in float32, without dropout, on
+    `device()`.
 
     Raises:
         UserError: there is no such model, or it is no causal language model.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     path = resolve_model(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(path)
+        _drop_nothing(config)
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"the model '{name}' cannot be loaded: {_first_sentence(error)}") from error
     return model.to(device()).eval()
+
+
+def _drop_nothing(config: "PretrainedConfig") -> None:
+    """Set every dropout to 0: the policy that learns is the one that sampled, and equal runs have equal bits."""
+    for name, value in vars(config).items():
+        if hasattr(value, "model_type"):  # the configuration of a part
+            _drop_nothing(value)
+        elif "drop" in name and isinstance(value, int | float):
+            setattr(config, name, type(value)())
 
 
 def keep_freed_memory() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from zerosearch.inference.decoder import SUPPORTED, grouped_attention, hidden_states
+from zerosearch.inference.decoder import grouped_attention, hidden_states, unknown
 from zerosearch.inference.trie import Trie, lay_out
 
 if TYPE_CHECKING:
@@ -118,11 +118,11 @@ def score(
 ) -> Scores:
     """Return log-probability and entropy (nats) of every wanted token under the model.
 
-    An architecture that `hidden_states` does not know goes the plain path, padded and with all logits.
+    A model of which something is `unknown` goes the plain path, padded and with all logits.
 
     dtype: of the products; weights and sums stay as they are. entropy_gradient: entropies carry gradients too.
     """
-    if model.config.model_type not in SUPPORTED:
+    if unknown(model.config):
         from zerosearch.inference.plain import plain_logits
 
         with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):

@@ -1,7 +1,7 @@
 """The plain path: any causal language model, through transformers' own code.
 
 Sampling is `generate`, scoring a padded batch. Both say the same as the fast paths, which know Llama, Qwen2 and Qwen3
-only, and take several times as long.
+only (and not all of these: see `decoder.unknown`), and take several times as long.
 """
 
 import copy
@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from zerosearch.inference.decoder import SUPPORTED
+from zerosearch.inference.decoder import ARCHITECTURES, unknown
 from zerosearch.inference.local import Active, BatchSampler, Lane, LocalSampler, QueuedSampler, draw, stop_reason
 from zerosearch.inference.sampler import StopReason
 
@@ -39,15 +39,14 @@ def lane_sampler(
     lane: Lane | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> BatchSampler:
-    """The local sampler where it knows the architecture, else the plain one."""
-    kind = model.config.model_type
-    if kind in SUPPORTED:
+    """The local sampler where it knows all of the model, else the plain one."""
+    if not (part := unknown(model.config)):
         return LocalSampler(model, tokenizer, slots, length, lane, dtype)
     _log.warning(
-        "the local sampler does not know the architecture '%s': transformers' generate is used, which is right but "
-        "several times slower (fast ones: %s)",
-        kind,
-        ", ".join(sorted(SUPPORTED)),
+        "the local sampler does not know %s: transformers' generate is used, which is right but several times slower "
+        "(fast: %s, with silu, full attention and rotary embeddings of fixed frequencies)",
+        part,
+        ", ".join(sorted(ARCHITECTURES)),
     )
     return PlainSampler(model, tokenizer, slots, length, lane, dtype)
 

@@ -1,6 +1,5 @@
 """Pages of a real engine on disk: what was found once costs nothing again, and says when it was found."""
 
-import asyncio
 import json
 import sqlite3
 import time
@@ -24,8 +23,9 @@ CREATE TABLE IF NOT EXISTS pages (
 class PageCache:
     """Wraps a distant engine: a page that the file holds is read from there, another one is asked for and kept.
 
-    The same query, asked for several times at once, is asked for once. Failed searches are not kept. Processes may
-    share a file. days: pages that were found longer ago are asked for again; 0 = never.
+    Failed searches are not kept. Processes may share a file.
+
+    days: pages that were found longer ago are asked for again; 0 = never.
 
     Raises:
         UserError: the file cannot be opened, or is something else.
@@ -34,9 +34,9 @@ class PageCache:
     def __init__(self, engine: RemoteEngine, path: Path, days: float = 0.0) -> None:
         self.name = engine.name
         self.engine = engine
+        engine.found = self._write
         self.path = path
         self._age = timedelta(days=days) if days else None
-        self._asking: dict[tuple[str, int], asyncio.Task[Page]] = {}
         self._cached = 0
         self.oldest = ""
         """When the oldest page was found that was handed out since the last reset; empty where none was."""
@@ -57,26 +57,7 @@ class PageCache:
         if page := self._read(query, request.k):
             self._cached += 1
             return Page(page.documents, seconds=time.perf_counter() - started, scores=page.scores)
-        key = (query, request.k)
-        asking = self._asking.get(key)
-        if asking is None or asking.get_loop() is not asyncio.get_running_loop():
-            asking = self._asking[key] = asyncio.create_task(self._ask(request, query))
-            asking.add_done_callback(lambda task: self._asked(key, task))
-        else:
-            self._cached += 1
-        return await asyncio.shield(asking)
-
-    async def _ask(self, request: SearchRequest, query: str) -> Page:
-        page = await self.engine.search(request)
-        if not page.error:
-            self._write(query, request.k, page)
-        return page
-
-    def _asked(self, key: tuple[str, int], task: "asyncio.Task[Page]") -> None:
-        if self._asking.get(key) is task:
-            del self._asking[key]
-        if not task.cancelled():
-            task.exception()  # where nobody waits for it any more, asyncio would complain
+        return await self.engine.search(request)
 
     def _read(self, query: str, k: int) -> Page | None:
         try:
@@ -102,7 +83,7 @@ class PageCache:
         return self.engine.identity, json.dumps(query), k
 
     def counters(self) -> dict[str, float]:
-        """`search/<name>/cached`: searches that cost nothing; and those of the engine."""
+        """`search/<name>/cached`: searches whose page was in the file; and those of the engine."""
         return self.engine.counters() | {f"search/{self.name}/cached": self._cached}
 
     def reset_counters(self) -> None:

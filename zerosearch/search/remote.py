@@ -4,6 +4,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from zerosearch.calls import PassingError, pause_after
@@ -46,9 +47,11 @@ class Pace:
 class RemoteEngine(ABC):
     """A real search engine that is asked over HTTP.
 
-    A search that fails, after all tries, is a page with an error. An engine knows how it asks once (`ask`).
+    A search that fails, after all tries, is a page with an error. An engine knows how it asks once (`ask`). A page that
+    several want at once, or again in the same step of training, is asked for once.
 
-    name: of the engine, in counters and sentences. server: its address, without secrets.
+    name: of the engine, in counters and sentences. server: its address, without secrets. found: is given each page that
+    was answered, with its query and k.
     """
 
     def __init__(self, name: str, server: str, limits: CallLimits) -> None:
@@ -59,6 +62,9 @@ class RemoteEngine(ABC):
         self._tries = 0
         self._counts: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pages: dict[tuple[str, int], asyncio.Task[Page]] = {}
+        self._step = 0
+        self.found: Callable[[str, int, Page], None] = lambda query, k, page: None
 
     @property
     @abstractmethod
@@ -83,26 +89,50 @@ class RemoteEngine(ABC):
         Raises:
             RunError: all calls that `max_calls` allows are made, or the server refuses whatever it is asked.
         """
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
-
+        started = time.perf_counter()
         if self._loop is not asyncio.get_running_loop():
             self._loop = asyncio.get_running_loop()
+            self._pages.clear()
             self.enter_loop()
+        if self._step != request.step:
+            self._step = request.step
+            self._pages = {key: asking for key, asking in self._pages.items() if not asking.done()}
+        key = " ".join(request.query.split()), request.k
+        asking = self._pages.get(key)
+        if asking is None:
+            asking = self._pages[key] = asyncio.create_task(self._ask_again(*key))
+            asking.add_done_callback(lambda asked: self._answered(key, asked, request.step))
+        else:
+            self._counts["shared"] += 1
+        page = await asyncio.shield(asking)
+        return replace(page, seconds=time.perf_counter() - started)
+
+    def _answered(self, key: tuple[str, int], asked: "asyncio.Task[Page]", step: int) -> None:
+        """Forget a page, unless others may want it in the same step."""
+        failed = asked.cancelled() or asked.exception() is not None or asked.result().error
+        if (failed or not step) and self._pages.get(key) is asked:
+            del self._pages[key]
+
+    async def _ask_again(self, query: str, k: int) -> Page:
+        """The page, after as many tries as it takes and the limits allow."""
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(PassingError),
             stop=stop_after_attempt(self.limits.retries + 1),
             wait=pause_after,
             reraise=True,
         )
-        started = time.perf_counter()
         try:
-            page: Page = await retrying(self._try, request)
+            page: Page = await retrying(self._try, query, k)
         except PassingError as failure:
             tries = f"{self.limits.retries + 1} times, at last because" if self.limits.retries else "because"
-            page = Page((), error=f"the search engine '{self.name}' at {self.server} failed {tries} it {failure}")
-        return replace(page, seconds=time.perf_counter() - started)
+            return Page((), error=f"the search engine '{self.name}' at {self.server} failed {tries} it {failure}")
+        if not page.error:
+            self.found(query, k, page)
+        return page
 
-    async def _try(self, request: SearchRequest) -> Page:
+    async def _try(self, query: str, k: int) -> Page:
         limits = self.limits
         async with self._places:
             if limits.max_calls and self._tries >= limits.max_calls:
@@ -115,7 +145,7 @@ class RemoteEngine(ABC):
             await self._pace.wait()
             try:
                 async with asyncio.timeout(limits.timeout):
-                    page = await self.ask(" ".join(request.query.split()), request.k)
+                    page = await self.ask(query, k)
             except TimeoutError:
                 self._counts["failed_requests"] += 1
                 raise PassingError(self.server, f"gave no page within {limits.timeout:g} s") from None
@@ -126,11 +156,13 @@ class RemoteEngine(ABC):
         return page
 
     def counters(self) -> dict[str, float]:
-        """`search/<name>/requests` (tries), `…/failed_requests`, and `…/cost` of those that were answered."""
+        """`search/<name>/requests` (tries), `…/failed_requests`, `…/cost` of those that were answered, and `…/shared`:
+        searches that got the page of another one."""
         prefix = f"search/{self.name}"
         return {
             f"{prefix}/requests": self._counts["requests"],
             f"{prefix}/failed_requests": self._counts["failed_requests"],
+            f"{prefix}/shared": self._counts["shared"],
             f"{prefix}/cost": self._counts["answered"] * self.limits.price,
         }
 

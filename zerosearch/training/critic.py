@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zerosearch.errors import UserError
-from zerosearch.inference.decoder import SUPPORTED, hidden_states
+from zerosearch.inference.decoder import ARCHITECTURES, hidden_states, unknown
 from zerosearch.inference.packed import Row, Tree
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ class Critic(nn.Module):
     The model's output layer is given up; its body is taken, not copied.
 
     Raises:
-        UserError: the architecture has no fast path.
+        UserError: the model has no fast path.
     """
 
     def __init__(self, language_model: "PreTrainedModel"):
         super().__init__()
-        if language_model.config.model_type not in SUPPORTED:
+        if part := unknown(language_model.config):
             raise UserError(
-                f"a critic cannot read the architecture '{language_model.config.model_type}'; choose another "
-                f"algorithm.type than ppo, or a model of type {', '.join(sorted(SUPPORTED))}"
+                f"a critic does not know {part}; choose another algorithm.type than ppo, or a model of type "
+                f"{', '.join(sorted(ARCHITECTURES))}"
             )
         self.model = language_model.model
         self.head = nn.Linear(language_model.config.hidden_size, 1).to(language_model.device, language_model.dtype)

@@ -1,0 +1,133 @@
+"""The benchmarks run, with a model of two layers, and print what they promise."""
+
+import resource
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import tiny
+from script_files import ROOT, load_script
+
+from zerosearch.inference.models import load_model
+from zerosearch.training.lessons import lessons
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a vocabulary for the ids that the benchmarks draw."""
+    path = tiny.folder(tmp_path_factory.mktemp("model"))
+    tiny.model(vocabulary=40_000, hidden_size=12, num_attention_heads=2, num_key_value_heads=1).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def surroundings(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("ZEROSEARCH_MODEL", str(model))
+
+
+def carry_out(name: str, monkeypatch: pytest.MonkeyPatch, *given: str) -> ModuleType:
+    script = load_script(f"benchmarks/{name}.py")
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *given])
+    script.main()
+    return script
+
+
+SMALL = {
+    "agreement": ("--episodes", "2", "--batches", "2", "--dtypes", "float32"),
+    "decode_step": ("--context", "20", "--batches", "2", "--repeats", "1"),
+    "output_layer": ("--tokens", "8", "--chunk", "4", "--repeats", "1"),
+    "sampling": ("--episodes", "2", "--repeats", "1", "--slots", "2", "--batches", "2"),
+    "overlap": ("--episodes", "2", "--repeats", "1"),
+    "ahead": ("--episodes", "2", "--steps", "1", "--repeats", "1"),
+}
+ROWS = {
+    "agreement": "| float32 | fast | 2 |",
+    "decode_step": "| 2 |",
+    "output_layer": "| chunks of 4 |",
+    "sampling": "| generate, batches of 2 |",
+    "overlap": "| a barrier after each turn |",
+    "ahead": "| step after step |",
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_prints_its_table(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sys.modules.pop("overlap", None)
+    monkeypatch.setattr("random.Random.lognormvariate", lambda *_: 0.01)
+    carry_out(name, monkeypatch, *SMALL[name])
+    assert ROWS[name] in capsys.readouterr().out
+
+
+def test_the_update_is_measured_beyond_weights_and_optimiser_on_groups_that_share(model: Path) -> None:
+    script = load_script("benchmarks/update.py")
+    given = SimpleNamespace(model="embedded", run=None, groups=1, batch=2, measure="ours")
+    groups = script.read_groups(given)
+    four = [trajectory.token_ids for trajectory in groups[0].trajectories]
+    assert len({tuple(ids) for ids in four}) == 4 and len({len(ids) for ids in four}) == 1
+    (lesson,) = lessons(groups)
+    assert lesson.tree.tokens < 0.75 * sum(map(len, four)), "prompt and first search are shared"
+    size = sum(parameter.numel() for parameter in load_model(str(model)).parameters()) * 4 / 2**20
+    for system in ("ours", "padded"):
+        row = script.measure(SimpleNamespace(**{**vars(given), "measure": system}))
+        assert row["mib"] > 0.5 * size, "gradients are a part of it"
+        assert row["seconds"] > 0 and row["distinct"] < row["tokens"]
+
+
+def test_scaling_measures_sampling_and_update_and_plots_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = load_script("benchmarks/scaling.py")
+    given = SimpleNamespace(measure="small", batch=[1, 2], turns=[0], page=[0], base=2, repeats=1, sampling_only=False)
+    rows = list(script.measure(given))
+    assert len(rows) == 4 and "update_mib" not in rows[0] and rows[1]["update_tokens_per_second"] > 0
+    assert "| small | episodes at once | 2 |" in script.table_of(rows)
+    script.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size
+
+
+def test_a_worker_that_says_nothing_ends_the_benchmark(tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 60\n")
+    silent.chmod(0o755)
+    with pytest.raises(SystemExit, match=r"the process 'ours' said nothing for 0\.2 s; --limit allows more"):
+        load_script("benchmarks/step.py").Worker(str(silent), "ours", 0.2)
+
+
+@pytest.mark.slow
+def test_a_step_of_the_local_trainer_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["step.py", "--questions", "2", "--samples", "2"])
+    worker = load_script("benchmarks/step.py").Worker(sys.executable, "ours", 100)
+    worker.step()
+    assert worker.last["tokens"] > 0 and worker.last["rollout s"] > 0
+    worker.end()
+
+
+def test_a_training_samples_its_first_token_within_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def processor_seconds() -> float:
+        """Of child processes: what else the machine does is no part of it."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = processor_seconds()
+    carry_out("startup", monkeypatch, "--repeats", "1")
+    table = capsys.readouterr().out
+    assert "| `zerosearch --help` |" in table and "| first token of a training |" in table
+    assert processor_seconds() - before < 10
+
+
+def test_every_benchmark_has_its_place_in_the_guide_and_what_it_prints_is_put_there() -> None:
+    tool = load_script("tools/speed.py")
+    guide = tool.GUIDE.read_text()
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        if "def main()" in script.read_text():
+            text = tool.filled(guide, script.stem, "| a | b |\n")
+            assert f"<!-- {script.stem} -->\n| a | b |\n<!-- end -->" in text
+            assert f"`python benchmarks/{script.name}" in text
+    with pytest.raises(SystemExit, match="no place for 'other'"):
+        tool.filled(guide, "other", "text")
+    with pytest.raises(SystemExit, match="printed nothing"):
+        tool.filled(guide, "update", " ")
