@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from test_algorithms import recipe, some_groups
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from zerosearch.errors import RunError
 from zerosearch.inference.adapters import add_adapters, has_adapters
 from zerosearch.inference.local import LocalSampler
+from zerosearch.inference.models import load_model
 from zerosearch.inference.packed import Branch, Tree, score
 from zerosearch.inference.sampler import SamplingRequest
 from zerosearch.training.checkpoint import (
@@ -19,8 +21,15 @@ from zerosearch.training.checkpoint import (
     load_optimizer,
     save_checkpoint,
 )
+from zerosearch.training.learner import Learner
 
 TOKENS = tiny.tokenizer()
+PPO = [
+    "algorithm.kl_coefficient=0.1",
+    "algorithm.critic.learning_rate=1e-3",
+    "training.learning_rate=1e-2",
+    "training.warmup_steps=0",
+]
 PROMPT = [5, 9, 40, 77, 300, 12]
 TREE = Tree(PROMPT, [Branch([7, 8, 9, 10], [True, True, False, True])])
 
@@ -89,6 +98,28 @@ def test_training_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         (-score(which, [TREE]).log_probs.sum()).backward()
         steps.step()
     assert torch.equal(score(again, [TREE]).log_probs, score(model, [TREE]).log_probs)
+
+
+def test_they_learn_beside_a_critic_and_a_reference_and_with_activations_computed_again(tmp_path: Path) -> None:
+    start = tiny.folder(tmp_path / "start")
+    outcomes = []
+    for again in ("false", "true"):
+        policy = load_model(str(start))
+        add_adapters(policy, rank=4, alpha=8.0, seed=3)
+        before = {name: value.detach().clone() for name, value in policy.named_parameters()}
+        made = recipe("ppo", *PPO, f"training.gradient_checkpointing={again}")
+        learner = Learner(made, policy, str(start))
+        assert learner.critic
+        values = {name: value.detach().clone() for name, value in learner.critic[0].named_parameters()}
+        outcomes.append([learner.learn(some_groups(), step) for step in (1, 2)])
+        for name, value in policy.named_parameters():
+            assert torch.equal(value, before[name]) is ("lora_" not in name), name
+        changed = {name for name, value in learner.critic[0].named_parameters() if not torch.equal(value, values[name])}
+        assert changed == values.keys(), "the critic learns with all its weights"
+    first, second = outcomes[0]
+    assert first["kl"] < 1e-6 < second["kl"] and first["gradient_norm"] > 0 and first["critic_gradient_norm"] > 0
+    for plain, computed in zip(*outcomes, strict=True):
+        assert computed == pytest.approx(plain, rel=1e-3, abs=1e-6)
 
 
 def test_missing_adapters_are_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from test_update import GROUPS, group
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from zerosearch.errors import RunError
+from zerosearch.errors import RunError, UserError
 from zerosearch.inference.packed import score
 from zerosearch.training.critic import Critic
 from zerosearch.training.experience import Experience
@@ -33,6 +33,7 @@ TYPES = pytest.mark.parametrize("kind", PRESETS)
 EVERY_PART = [
     "algorithm.kl_coefficient=0.1",
     "algorithm.kl_in=loss",
+    "algorithm.kl_estimator=k3",
     "algorithm.entropy_coefficient=0.05",
     "algorithm.llds_coefficient=0.2",
     "algorithm.dual_clip=3",
@@ -337,7 +338,11 @@ def divergence_after(made: Recipe) -> float:
 
 def test_k1_in_the_loss_pulls_nowhere_but_in_the_reward_it_does() -> None:
     k1 = ["algorithm.kl_coefficient=1.0", "algorithm.kl_estimator=k1"]
-    assert divergence_after(recipe("grpo", *k1, "algorithm.kl_in=loss")) == pytest.approx(1.0)
+    with pytest.raises(UserError, match=r'kl_estimator is "k1", .* set it to "k2" or "k3", or algorithm.kl_in = "rew'):
+        recipe("grpo", *k1, "algorithm.kl_in=loss")
+    in_loss = recipe("grpo", "algorithm.kl_coefficient=1.0")
+    k1_in_loss = in_loss.algorithm.model_copy(update={"kl_estimator": "k1"})
+    assert divergence_after(in_loss.model_copy(update={"algorithm": k1_in_loss})) == pytest.approx(1.0)
     assert divergence_after(recipe("ppo", *k1, "algorithm.clip_high=100", "algorithm.clip_low=0.99")) < 0.5
 
 
@@ -441,6 +446,12 @@ def test_recomputing_starts_the_ratio_at_one(start: Path) -> None:
     for parts, off in (([], True), (["algorithm.recompute=true"], False)):
         figures = learner_of(start, "grpo", *parts).learn(some_groups(), step=1)
         assert (figures["ratio_deviation"] > 1e-3) is off, "the groups' log-probabilities are not the model's"
+
+
+def test_gspo_starts_its_ratio_at_the_trainers_probabilities(start: Path) -> None:
+    figures = learner_of(start, "gspo").learn(some_groups(), step=1)
+    assert figures["ratio_deviation"] < 1e-5 and figures["clip_fraction"] == 0
+    assert learner_of(start, "gspo", "algorithm.recompute=false").learn(some_groups(), 1)["clip_fraction"] > 0
 
 
 def test_no_pass_is_made_for_parts_that_are_off(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:

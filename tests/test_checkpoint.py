@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zerosearch.errors import RunError, UserError
@@ -49,8 +50,8 @@ def save(folder: Path, step: int, keep: int = 1) -> Path:
     return save_checkpoint(folder, *_parts(), TrainingState(step, 10 * step, 0.5), keep)
 
 
-def _parts() -> tuple[PreTrainedModel, object, torch.optim.Optimizer]:
-    model, optimizer = trained(1)
+def _parts(steps: int = 1) -> tuple[PreTrainedModel, object, torch.optim.Optimizer]:
+    model, optimizer = trained(steps)
     return model, TOKENS, optimizer
 
 
@@ -239,6 +240,18 @@ def test_a_state_of_other_fields_and_missing_moments_are_damage_too(tmp_path: Pa
     for name in ("state.json", "optimizer.safetensors"):
         with pytest.raises(RunError, match=f"{made / name} cannot be read"):
             READERS[name](made)
+
+
+def test_moments_that_one_parameter_lacks_are_damage_but_before_the_first_update_there_are_none(tmp_path: Path) -> None:
+    made = save(tmp_path, 1)
+    moments = made / "optimizer.safetensors"
+    stored = load_file(moments)
+    del stored["model.norm.weight:exp_avg_sq"]
+    save_file(stored, moments)
+    with pytest.raises(RunError, match=rf"{moments} cannot be read \(model.norm.weight:exp_avg_sq is missing\)"):
+        READERS[moments.name](made)
+    early = save_checkpoint(tmp_path / "early", *_parts(steps=0), TrainingState(1), keep=1)
+    READERS[moments.name](early)
 
 
 def test_damaged_weights_of_the_warm_start_are_made_again_not_taken_from_a_checkpoint(tmp_path: Path) -> None:

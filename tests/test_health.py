@@ -158,6 +158,11 @@ GOOD = {
     "truncated_turn_rate": 0.1,
     "empty_page_rate": 0.1,
     "repetition": 0.2,
+    "ratio_max": 1.5,
+    "clip_fraction": 0.1,
+    "policy_tokens": 90.0,
+    "groups_without_spread": 0.4,
+    "searches": 2.0,
 }
 LIMITS = Health(
     patience=3,
@@ -168,6 +173,11 @@ LIMITS = Health(
     max_truncated_turns=0.5,
     max_empty_pages=0.5,
     max_repetition=0.5,
+    max_ratio=20.0,
+    max_clip_fraction=0.5,
+    max_policy_tokens=200.0,
+    max_groups_without_spread=0.8,
+    min_searches=0.25,
     min_reward=0.5,
     reward_steps=4,
 )
@@ -179,6 +189,10 @@ BAD = {
     "truncated_turn_rate": 0.7,
     "empty_page_rate": 0.9,
     "repetition": 0.8,
+    "ratio_max": 50.0,
+    "clip_fraction": 0.7,
+    "policy_tokens": 300.0,
+    "groups_without_spread": 0.9,
 }
 
 
@@ -201,7 +215,7 @@ def test_a_figure_that_stays_beyond_its_limit_stops_the_run_and_says_where_it_we
     assert stop(LIMITS, [{}, bad, bad, {}, bad, bad, {}])[0] == 0, "fewer in a row are borne"
     step, sentence, good = stop(LIMITS, [{}, {}, bad, bad, bad, bad])
     assert (step, good) == (5, 2)
-    way = f"{alarm.figure} went from {GOOD[alarm.figure]:.3f} to {figure_text(BAD[alarm.figure])}"
+    way = f"{alarm.figure} went from {figure_text(GOOD[alarm.figure])} to {figure_text(BAD[alarm.figure])}"
     side = "above" if alarm.largest else "below"
     limit = getattr(LIMITS, alarm.key)
     assert f"collapsed: {way}, {side} health.{alarm.key} = {limit:g} in 3 steps in a row (steps 3 to 5); " in sentence
@@ -212,7 +226,7 @@ def test_a_figure_that_stays_beyond_its_limit_stops_the_run_and_says_where_it_we
 
 @pytest.mark.parametrize("nothing", [float("nan"), float("inf"), None])
 def test_a_figure_that_is_no_number_stops_the_run_at_once_whatever_the_limits(nothing: float | None) -> None:
-    off = Health(**{alarm.key: 0.0 for alarm in ALARMS}, min_reward=0.0)
+    off = Health(**{alarm.key: 0.0 for alarm in ALARMS}, min_reward=0.0, min_searches=0.0)
     step, sentence, good = stop(off, [{}, {"gradient_norm": nothing}, {}])
     assert (step, good) == (2, 1)
     assert "gradient_norm went from 1.000 to no finite number in 1 step (steps 2 to 2)" in sentence
@@ -234,12 +248,30 @@ def test_a_reward_that_falls_to_a_share_of_its_best_stops_the_run() -> None:
     earned = [0.2, 0.4, 0.6, 0.8, 0.8, 0.6, 0.1, 0.1, 0.1, 0.1]
     step, sentence, good = stop(LIMITS, [{"reward": reward} for reward in earned])
     assert (step, good) == (9, 6), "the mean of the last four is below half of the best one, 0.7"
-    assert "the mean reward of 4 steps went from 0.700 at best to 0.225, less than health.min_reward = 0.5" in sentence
+    told = "the mean of reward over 4 steps went from 0.700 at best to 0.225, less than health.min_reward = 0.5 of it"
+    assert told in sentence
     assert "(steps 7 to 9)" in sentence and "health.min_reward=0" in sentence
     assert stop(LIMITS, [{"reward": 0.8}] * 6 + [{"reward": 0.1}] * 2 + [{"reward": 0.8}] * 6)[0] == 0
     assert stop(LIMITS.model_copy(update={"min_reward": 0.0}), [{"reward": reward} for reward in earned])[0] == 0
     assert stop(LIMITS, [{"reward": -0.1 * n} for n in range(20)])[0] == 0, "there was no best to fall from"
     assert stop(LIMITS, [{"reward": 0.8}] * 3 + [{"reward": 0.0}] * 40)[0] == 6
+
+
+def test_a_policy_that_gives_up_searching_is_stopped() -> None:
+    searched = [0.4, 1.2, 2.8, 2.8, 2.8, 2.8, 0.2, 0.1, 0.0, 0.0, 0.0]
+    step, sentence, good = stop(LIMITS, [{"searches": each} for each in searched])
+    assert (step, good) == (10, 6)
+    told = "the mean of searches over 4 steps went from 2.800 at best to 0.075, less than health.min_searches = 0.25"
+    assert told in sentence and "(steps 7 to 10)" in sentence and sentence.endswith("health.min_searches=0")
+    fewer = [{"searches": each} for each in [2.8, 2.8, 2.8, 2.8, 2.0, 1.4, 1.0, 1.0, 1.0, 1.0]]
+    assert stop(LIMITS, fewer)[0] == 0, "to search less is no collapse"
+    assert stop(LIMITS, [{"searches": 0.0}] * 20)[0] == 0, "without a search engine there are none"
+    without = LIMITS.model_copy(update={"min_searches": 0.0})
+    assert stop(without, [{"searches": each} for each in searched])[0] == 0
+
+
+def test_a_reward_of_costs_alone_is_not_watched() -> None:
+    assert stop(LIMITS, [{"reward": -0.1}] * 6 + [{"reward": -9.0}] * 20)[0] == 0
 
 
 def test_a_step_that_taught_nothing_has_no_entropy_to_be_low() -> None:
@@ -286,6 +318,7 @@ def test_the_limits_that_nobody_set_bear_what_runs_of_the_embedded_world_do(name
     limits = load_recipe(name).health
     assert limits == Health()
     measured = {"kl": 0.3, "entropy": 0.05, "gradient_norm": 5.0, "invalid_action_rate": 0.3, "repetition": 0.4}
+    measured |= {"searches": 1.0, "ratio_max": 30.0, "groups_without_spread": 1.0, "policy_tokens": 380.0}
     earned = [0.36, 0.22, 0.5, 0.31, 0.48, 0.56, 0.45, 0.3, 0.6, 0.55, 0.7, 0.68]
     assert stop(limits, [measured | {"reward": reward, "truncated_turn_rate": 0.3} for reward in earned])[0] == 0
 

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import needs
 import pytest
 import tiny
 
@@ -150,7 +151,7 @@ def test_the_script_prints_the_recipe_and_stops(script: str, tmp_path: Path) -> 
 def test_the_command_carries_out_what_it_prints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("verl")
+    needs.verl()
     from zerosearch.training.verl import launch
 
     carried_out: list[Recipe] = []

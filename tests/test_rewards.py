@@ -280,7 +280,9 @@ def test_a_function_that_is_not_there_is_told_before_the_run_begins(
 
 
 def test_a_function_may_come_from_a_package() -> None:
-    assert load_function("zerosearch.training.rewards:well_formed") is well_formed
+    for name in ("zerosearch.training.rewards:well_formed", "zerosearch.training.rewards.well_formed"):
+        assert load_function(name) is well_formed
+    assert recipe(*OWN, "reward.function=zerosearch.training.rewards.well_formed").reward.function
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,8 @@ def test_a_function_may_come_from_a_package() -> None:
         (["reward.weights.em=1"], ["reward.weights.em is set", 'reward.type = "weighted"']),
         (["reward.type=weighted", "reward.weights.function=1"], ["reward.function", "both or neither"]),
         (["reward.function=a:b"], ["reward.function", "both or neither"]),
-        ([*OWN, "reward.function=a.b"], ['reward.function is "a.b"', "module:function"]),
+        ([*OWN, "reward.function=found"], ['reward.function is "found"', "package.module.function"]),
+        ([*OWN, "reward.function=a:b:c"], ['reward.function is "a:b:c"', "package.module.function"]),
         (["reward.weights.f1=nan"], ["reward.weights.f1 is nan", "finite"]),
         (["reward.search_cost=-1"], ["reward.search_cost is -1", "at least 0"]),
         (

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import tiny
 import torch
@@ -161,7 +162,8 @@ def test_turns_without_labels_are_refused(model: Path, tmp_path: Path) -> None:
 
 def test_the_exported_command_has_options_that_verl_knows(model: Path) -> None:
     """The trainer's own configuration refuses a key that it does not have."""
-    verl = pytest.importorskip("verl")
+    needs.verl()
+    import verl
     from hydra import compose, initialize_config_dir
 
     options = trainer_options(recipe(model, "simulation.tuning.save_every=0"), 1000, 8)
@@ -173,7 +175,7 @@ def test_the_exported_command_has_options_that_verl_knows(model: Path) -> None:
 
 
 def test_verls_trainer_reads_the_tokens_that_are_learned_here(model: Path, judged: Path, tmp_path: Path) -> None:
-    pytest.importorskip("verl")
+    needs.verl()
     from omegaconf import OmegaConf
     from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import test_against_verl as compared
 import torch
@@ -25,10 +26,10 @@ from zerosearch.training.verl.files import Files
 from zerosearch.training.verl.known import check_overrides
 from zerosearch.training.verl.translate import ACTOR, CRITIC, MODEL, ROLLOUT, hydra_arguments, translate
 
-pytest.importorskip("verl")
-from hydra import compose, initialize_config_module
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+needs.verl()
+from hydra import compose, initialize_config_module  # noqa: E402
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 GPU = ("trainer=verl", "warm_start.enabled=false", "simulation.tuning.enabled=false", "search.type=bm25")
 CPU = (*GPU, "verl.device=cpu", "verl.rollout=local")
@@ -299,8 +300,8 @@ def test_advantages_and_losses_are_the_local_trainers(kind: str, baseline: str) 
         importlib.import_module(str(library))
     actor = omega_conf_to_dataclass(composed.actor_rollout_ref.actor)
     actor.global_batch_info["loss_scale_factor"] = actor.loss_scale_factor
-    for seed in range(5):
-        batch = compared.random_batch(seed, torch.float64)
+    for seed in range(6):
+        batch = (compared.plain_batch if seed % 2 else compared.random_batch)(seed, torch.float64)
         given = {"token_level_rewards": batch.scores, "response_mask": batch.mask, "values": batch.values}
         data = DataProto.from_dict(tensors=given, non_tensors={"uid": batch.index})
         found = compute_advantage(

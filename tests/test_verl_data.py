@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import tiny
 
@@ -86,7 +87,7 @@ def test_a_file_is_written_again_only_when_its_rows_change(tmp_path: Path) -> No
 
 
 def test_verl_reads_them_in_order(tmp_path: Path) -> None:
-    pytest.importorskip("verl")
+    needs.verl()
     from omegaconf import OmegaConf
     from verl.trainer.ppo.utils import create_rl_sampler
     from verl.utils.dataset.rl_dataset import RLHFDataset

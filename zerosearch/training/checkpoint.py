@@ -24,6 +24,8 @@ ADAPTERS = "adapters.safetensors"
 INDEX = "model.safetensors.index.json"
 CRITIC = "critic"
 """Folder of the critic inside a checkpoint."""
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of each parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Op
     """Give the policy's optimiser its moments back.
 
     Raises:
-        RunError: the file is damaged.
+        RunError: the file is damaged, or lacks the moments of something that is trained while it has others.
     """
     _load_moments(checkpoint / "optimizer.safetensors", checkpoint, model, optimizer)
 
@@ -172,16 +174,18 @@ def load_critic(checkpoint: Path, critic: nn.Module, optimizer: torch.optim.Opti
 
 
 def _load_moments(file: Path, checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Of all that is trained, or of nothing, before the first update."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with _reading(file, checkpoint) as path:
         stored = load_file(path)
-    for name, parameter in model.named_parameters():
-        moments = {
-            key: stored[f"{name}:{key}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{name}:{key}" in stored
+        needed = {f"{name}:{key}" for name in trained for key in MOMENTS} if stored else set()
+        if lacking := sorted(needed - stored.keys()):
+            raise ValueError(f"{lacking[0]} is missing")
+    for name, parameter in trained.items() if stored else ():
+        moments = {key: stored[f"{name}:{key}"] for key in MOMENTS}
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
         }
-        if moments:
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-            }
 
 
 def load_adapter_weights(checkpoint: Path, model: "PreTrainedModel") -> None:

@@ -134,7 +134,14 @@ ALARMS = (
     Alarm("max_truncated_turns", "truncated_turn_rate"),
     Alarm("max_empty_pages", "empty_page_rate"),
     Alarm("max_repetition", "repetition"),
+    Alarm("max_ratio", "ratio_max"),
+    Alarm("max_clip_fraction", "clip_fraction"),
+    Alarm("max_policy_tokens", "policy_tokens"),
+    Alarm("max_groups_without_spread", "groups_without_spread"),
 )
+FALLS = {"min_reward": "reward", "min_searches": "searches"}
+"""Limits that are shares of the best mean of a figure so far. A policy that gives up searching is the best-known
+collapse of search agents; where nothing was ever earned or searched, there is nothing to fall from."""
 
 
 UNWATCHED = "verl/"
@@ -162,7 +169,7 @@ class Watch:
         """rows: those of the steps done so far, from step 1 on; null stands for what was no finite number."""
         self._limits = limits
         self._rows: list[Mapping[str, Any]] = []
-        self._best_reward = -math.inf
+        self._best = dict.fromkeys(FALLS.values(), -math.inf)
         self.good_step = 0
         for row in rows:
             self._take(row)
@@ -173,12 +180,12 @@ class Watch:
     def _take(self, row: Mapping[str, Any]) -> None:
         self._rows.append(row)
         if len(self._rows) >= self._limits.reward_steps:
-            self._best_reward = max(self._best_reward, self._mean_reward())
+            self._best = {figure: max(best, self._mean(figure)) for figure, best in self._best.items()}
         if not any(self._troubles()):
             self.good_step = int(row["step"])
 
-    def _mean_reward(self) -> float:
-        return fmean(_number(row["reward"]) for row in self._rows[-self._limits.reward_steps :])
+    def _mean(self, figure: str) -> float:
+        return fmean(_number(row.get(figure)) for row in self._rows[-self._limits.reward_steps :])
 
     def check(self, checkpoints: Path, start: str) -> None:
         """Stop a run that has collapsed.
@@ -204,7 +211,8 @@ class Watch:
         finite = (Alarm("", name) for name in others if name not in known and not name.startswith(UNWATCHED))
         for alarm in (*ALARMS, *finite):
             yield from self._beyond(alarm)
-        yield from self._fallen_reward()
+        for key, figure in FALLS.items():
+            yield from self._fallen(key, figure)
 
     def _beyond(self, alarm: Alarm) -> Iterator[Trouble]:
         limit, rows = getattr(self._limits, alarm.key) if alarm.key else 0.0, self._rows
@@ -227,20 +235,20 @@ class Watch:
             _way_on(alarm.key),
         )
 
-    def _fallen_reward(self) -> Iterator[Trouble]:
-        """Trouble begins at the first of the last steps whose own reward is below the limit."""
-        share, size, best = self._limits.min_reward, self._limits.reward_steps, self._best_reward
+    def _fallen(self, key: str, figure: str) -> Iterator[Trouble]:
+        """Trouble begins at the first of the last steps whose own figure is below the limit."""
+        share, size, best = getattr(self._limits, key), self._limits.reward_steps, self._best[figure]
         if not share or best <= 0:
             return
-        last = self._mean_reward()
-        below = [row for row in self._rows[-size:] if _number(row["reward"]) < share * best]
+        last = self._mean(figure)
+        below = [row for row in self._rows[-size:] if _number(row.get(figure)) < share * best]
         if below:
             yield Trouble(
                 int(below[0]["step"]),
                 last < share * best,
-                f"the mean reward of {_steps(size)} went from {figure_text(best)} at best to {figure_text(last)}, "
-                f"less than health.min_reward = {share:g} of it",
-                _way_on("min_reward"),
+                f"the mean of {figure} over {_steps(size)} went from {figure_text(best)} at best to "
+                f"{figure_text(last)}, less than health.{key} = {share:g} of it",
+                _way_on(key),
             )
 
 

@@ -48,6 +48,7 @@ PRESETS: dict[str, Preset] = {
             "clip_low": 3e-4,
             "clip_high": 4e-4,
             "kl_coefficient": 0.0,
+            "recompute": True,
         },
     ),
     "ppo": Preset("PPO", "critic", {"normalize_std": False, "whiten": True, **KL_IN_REWARD}),
@@ -99,7 +100,7 @@ class Algorithm(Section):
     kl_in: Literal["loss", "reward"] = "loss"
     """The divergence is added to the loss, or taken off the reward of each token."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """With d = log p_ref - log p: -d, d^2 / 2 or exp(d) - d - 1."""
+    """With d = log p_ref - log p: -d (in the reward only), d^2 / 2 or exp(d) - d - 1."""
     kl_target: NonNegativeFloat = 0.0
     """In the reward: the coefficient follows the divergence for each token towards this one; 0 = it is fixed."""
     kl_horizon: Positive = 10000
@@ -160,6 +161,11 @@ class Algorithm(Section):
             raise ValueError(
                 f"algorithm.dual_clip is {self.dual_clip:g}, but it bounds ratios above 1; set it to 3, for instance, "
                 "or to 0 for none"
+            )
+        if self.kl_coefficient and self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                'algorithm.kl_estimator is "k1", whose mean gradient in the loss is zero, so that it pulls nowhere; '
+                'set it to "k2" or "k3", or algorithm.kl_in = "reward"'
             )
         if self.kl_target and (self.kl_in != "reward" or not self.kl_coefficient):
             raise ValueError(

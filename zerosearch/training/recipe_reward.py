@@ -29,7 +29,7 @@ class Reward(Section):
     type: Literal["f1", "em", "substring_em", "weighted"] = "f1"
     """`f1` (word overlap), `em` (equal), `substring_em` (holds it) or `weighted` (a sum, see `reward.weights`)."""
     function: str = ""
-    """A Python function as `module:function`; it gets the `Trajectory` of an episode and returns a number."""
+    """A Python function as `module.function` or `module:function`: an episode's `Trajectory` goes in, a number out."""
     timeout: PositiveFloat = 60.0
     """Seconds that `function` may take for an episode; then the run stops."""
     search_cost: NonNegativeFloat = 0.0
@@ -59,6 +59,6 @@ class Reward(Section):
                 f'reward.function is "{self.function}" and reward.weights.function is {self.weights.function:g}; '
                 "set both or neither"
             )
-        if self.function and not re.fullmatch(r"[\w.]+:\w+", self.function):
-            raise ValueError(f'reward.function is "{self.function}"; write it as module:function')
+        if self.function and not re.fullmatch(r"[\w.]+[:.]\w+", self.function):
+            raise ValueError(f'reward.function is "{self.function}"; write it as package.module.function')
         return self

@@ -106,12 +106,12 @@ def _most_written(agent: Agent) -> int:
 
 
 def load_function(path: str) -> RewardFunction:
-    """Return the function that `module:function` names, from the working folder or from what is installed.
+    """Return the function that `module.function` or `module:function` names, in the working folder or installed.
 
     Raises:
         UserError: there is none.
     """
-    module_name, _, name = path.partition(":")
+    module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
