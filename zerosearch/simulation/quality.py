@@ -183,7 +183,7 @@ class PageCounts:
             "aimless_pages": not wanted.asked,
             "scheduled": probability,
             "noisy": noisy,
-            "noisy_written": written and noisy > 0,
+            "noisy_written": written and noisy > 0 and bool(wanted.right),
             "leaks": any(each.leaks(wanted) for each in shown),
             "leaks_first": any(each.leaks(wanted) for each in first),
             "useful_told": told,
@@ -213,7 +213,8 @@ class PageCounts:
         foreign: documents in another script than the question's. words_per_document: of those shown.
         delivered_rate: documents shown, of those asked for. rewritten_rate: pages that were written again.
         noise_scheduled, noise_realised: the mean probability and the share of documents labelled noisy.
-        leaks, leak_rate: pages with noisy documents of which one holds an answer, and their share of all such pages.
+        leaks, leak_rate: pages with noisy documents of which one holds an answer, and their share of those that could:
+        an answer is known that is not yes or no and that the question does not name.
         hits, hit_rate: pages whose useful documents hold the answer asked for, and their share of those that could.
         first/leak_rate, first/hit_rate: the same before repair.
         irrelevant_rate, near_miss_rate, contradicting_rate: noisy documents that are of the kind that was asked for.
