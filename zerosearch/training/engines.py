@@ -1,5 +1,6 @@
 """The search engines that a recipe names, made without torch where no model runs in this process."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from zerosearch.data.corpus import load_corpus
 from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
+from zerosearch.errors import UserError
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import CountedEngine, Noise, SearchEngine
@@ -201,6 +203,16 @@ def chat_servers(recipe: Recipe) -> "OpenAIChat":
     )
 
 
+def check_servers(recipe: Recipe) -> None:
+    """Ask the servers of the simulator for a word, where it has some and they are needed.
+
+    Raises:
+        RunError: none answers, or one does not know the model or the key.
+    """
+    if recipe.simulation.url and not recipe.simulation.offline:
+        asyncio.run(chat_servers(recipe).check())
+
+
 def served_chat(recipe: Recipe) -> "ChatModel":
     """The recipe's simulation model, behind the servers of `simulation.url` and the recipe's cache."""
     name = recipe.simulation.model
@@ -273,6 +285,23 @@ def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
 def policy_start(recipe: Recipe, checkpoints: Path) -> str:
     """The folder or name of the model before reinforcement."""
     return str(checkpoints / "warm-start") if recipe.warm_start.enabled else recipe.model.name
+
+
+def real_kind(recipe: Recipe) -> str:
+    """What the recipe's real engine is: that of its test.
+
+    Raises:
+        UserError: it has none.
+    """
+    if recipe.evaluation.engine == "none":
+        raise UserError('evaluation.engine is "none": name the real engine there, bm25, retriever or serpapi')
+    return recipe.evaluation.engine
+
+
+def real_settings(recipe: Recipe) -> dict[str, Any]:
+    """What determines the pages of the recipe's real engine; where one behind HTTP is found does not."""
+    search, kind = recipe.search, recipe.evaluation.engine
+    return {"engine": search.serpapi.engine if kind == "serpapi" else kind, "corpus": search.corpus, "k": search.k}
 
 
 def real_engine(recipe: Recipe, kind: str) -> SearchEngine:
