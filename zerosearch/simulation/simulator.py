@@ -170,6 +170,7 @@ class Simulator:
             temperature=self._writing.temperature,
             seed=seed_for(self._seed, "page", *place, label, request.step, *again),
             stop=(f"\nDoc {count + 1}",),
+            group=request.question.text,
         )
         return parse_documents(await self._chat.chat(chat_request), count, self._chat.name)
 

@@ -142,7 +142,7 @@ def tune_simulator(run: Run) -> None:
     def progress(step: int, _: int, loss: float) -> None:
         _learned(run, STAGE, step, loss)
 
-    tune_model(recipe, trees, tokenizer, target, progress, files={TEMPLATE: template_toml(run.template)})
+    tune_model(recipe, trees, tokenizer, target, progress, lambda _: {TEMPLATE: template_toml(run.template)})
     run.folder.add_measurements(simulator_tuning_seconds=round(time.perf_counter() - started, 1))
 
 
