@@ -34,12 +34,13 @@ class Writer:
     def __init__(self) -> None:
         self.calls = 0
         self.failure: Exception | None = None
+        self.answer = ""
 
     async def chat(self, request: ChatRequest) -> str:
         self.calls += 1
         if self.failure:
             raise self.failure
-        return f"{request.messages[-1]['content']} {request.seed}"
+        return self.answer or f"{request.messages[-1]['content']} {request.seed}"
 
     def counters(self) -> dict[str, float]:
         return {"calls": float(self.calls)}
@@ -70,16 +71,21 @@ def test_a_miss_without_a_model_is_one_sentence(tmp_path: Path) -> None:
         ask(CachedChat(ChatCache(tmp_path), SERVED, "writer", None))
 
 
-def test_a_failure_is_not_kept_and_an_empty_answer_is(tmp_path: Path) -> None:
+def test_a_failure_is_not_kept_and_an_empty_answer_only_until_there_is_a_better_one(tmp_path: Path) -> None:
     writer = Writer()
-    chat = CachedChat(ChatCache(tmp_path), SERVED, "writer", writer)
+    chat, offline = (CachedChat(ChatCache(tmp_path), SERVED, "writer", model) for model in (writer, None))
     writer.failure = RunError("away")
     with pytest.raises(RunError, match="away"):
         ask(chat)
     writer.failure = None
     assert ask(chat) == "hello 11"
-    chat._cache.put(request_key(SERVED, replace(REQUEST, seed=1)), "")
-    assert ask(chat, replace(REQUEST, seed=1)) == "" and writer.calls == 2
+    writer.answer = " \n"
+    other = replace(REQUEST, seed=1)
+    assert ask(chat, other) == " \n" and ask(offline, other) == ""
+    writer.answer = "something"
+    assert [ask(chat, other), ask(chat, other)] == ["something"] * 2 and writer.calls == 4
+    assert ask(offline, other) == "something"
+    assert chat.counters()["cache_hits"] == 1
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,7 @@ def test_any_text_comes_back(texts: list[str], tmp_path_factory: pytest.TempPath
     for number, text in enumerate([*texts, "\ud800\x00"]):
         cache.put(str(number), text)
         cache.put(str(number), "later")
-        assert cache.get(str(number)) == text
+        assert cache.get(str(number)) == (text or "later")
     assert cache.get("nothing") is None
 
 
@@ -196,8 +202,8 @@ def filled(folder: Path, count: int = 30) -> Path:
     cache = ChatCache(folder)
     for number in range(count):
         cache.put(str(number), f"{number} " * 300)
-    cache._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    cache._file.close()
+    cache._file.write("PRAGMA wal_checkpoint(TRUNCATE)")
+    cache._file._file.close()
     return cache.path
 
 

@@ -60,7 +60,12 @@ def test_every_control_is_measured_under_its_own_conditions(run: Path) -> None:
     for noise, label in ((0.0, "useful"), (1.0, "noisy")):
         found = [search["noise"] for each in searched(run, controls.SIMULATED.format(noise)) for search in each]
         assert found and set(found) == {label}
-    assert results(run)["measurements"]["more_supervision_seconds"] > 0
+    measurements = results(run)["measurements"]
+    assert measurements["more_supervision_seconds"] > 0
+    for noise in controls.NOISES:
+        rates = {rate: measurements[f"simulator at noise {noise:g}: {rate}"] for rate in controls.RATES}
+        assert {"first/leak_rate", "first/hit_rate", "rewritten_rate"} < set(rates)
+        assert all(0 <= rate <= 1 for rate in rates.values())
 
 
 def test_controls_that_are_there_are_not_measured_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zerosearch.errors import Unavailable, UserError
-from zerosearch.inference.endpoints import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Breaker, Endpoint, Endpoints
+from zerosearch.inference.endpoints import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, NEAR, Breaker, Endpoint, Endpoints
 
 
 class FakeClock:
@@ -96,6 +96,22 @@ def test_the_least_loaded_of_the_healthy_is_chosen(state: list[tuple[int, int, b
     if chosen:
         assert chosen.breaker.state == "closed" and (chosen.under_way, chosen.calls) == min(loads)
         assert servers.free(but={chosen}) is not chosen
+
+
+def test_a_group_keeps_to_one_server_while_loads_are_near_and_others_keep_theirs_when_it_fails() -> None:
+    servers, groups = three(), [f"group {number}" for number in range(60)]
+    homes = {group: servers.free(group=group) for group in groups}
+    assert {servers.all.index(home) for home in homes.values() if home} == {0, 1, 2}
+    first = servers.all[0]
+    first.under_way = NEAR
+    assert {group: servers.free(group=group) for group in groups} == homes
+    first.under_way = NEAR + 1
+    assert not any(servers.free(group=group) is first for group in groups)
+    first.under_way = 0
+    first.breaker.probe_failed()
+    for group, home in homes.items():
+        assert servers.free(group=group) is home or home is first
+    assert servers.free(but=servers.all, group="any") is None
 
 
 def test_a_probe_that_ends_with_its_event_loop_may_be_sent_again() -> None:

@@ -11,6 +11,8 @@ from adapters_world import served
 from chat_server import ChatServer
 from hypothesis import given
 from hypothesis import strategies as st
+from search_servers import DOCUMENTS, app
+from servers import Engine, Running
 from test_rooms import FILES, imports, module_name, room_of
 
 from zerosearch.data import Document, Question
@@ -180,13 +182,40 @@ def test_a_row_without_an_id_is_known_by_its_text() -> None:
         ("world-none", [], True, 'search.type is "none"'),
         ("world", [], False, '"exponential", which follows the steps of training'),
         ("world", ["simulation.noise.schedule=adaptive"], True, '"adaptive", which follows the rewards of training'),
+        (
+            "world",
+            ["simulation.mode=self", "simulation.tuning.enabled=false"],
+            True,
+            "the policy is not in this process",
+        ),
+        (
+            "world",
+            ["search.type=mixed", "simulation.noise.schedule=constant"],
+            False,
+            "goes from 0 to 0.5 over the steps of training",
+        ),
+        ("world", ["search.type=serpapi"], True, "SER_API_KEY"),
     ],
 )
 def test_a_recipe_that_cannot_search_here_is_refused(
-    recipe: str, overrides: list[str], knows_step: bool, sentence: str
+    recipe: str, overrides: list[str], knows_step: bool, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("SER_API_KEY", "SERPAPI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=sentence):
         load_engine(load_recipe(recipe, overrides), knows_step)
+
+
+def test_a_retriever_is_searched_and_nothing_in_its_place() -> None:
+    with Running(app(Engine(*DOCUMENTS))) as server:
+        address = f"search.retriever.url={server.url}/retrieve"
+        for kind in ("search.type=retriever", "search.type=mixed"):
+            share = ["search.mixed.real=retriever", "search.mixed.start=1", "search.mixed.end=1"]
+            recipe = load_recipe("world", served(ChatServer(), kind, address, *share, "search.k=2"))
+            engine = load_engine(recipe, knows_step=True)
+            page = asyncio.run(engine.search(SearchRequest("founder", QUESTION, 2)))
+            assert [document.title for document in page.documents] == ["Silver Anchor", "Alice Turner"]
+            assert engine.counters()["search/retriever/calls"] == 1
 
 
 @pytest.mark.parametrize(("noise", "label"), [(0.0, "useful"), (1.0, "noisy")])

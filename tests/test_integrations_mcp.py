@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from adapters_world import ROOT, environment, example, free_port, running, served, write_world
 from chat_server import ChatServer
+from servers import Engine
 
+from zerosearch.data import Document
 from zerosearch.errors import UserError
 from zerosearch.training.recipe_file import load_recipe
 
@@ -77,6 +79,22 @@ def test_a_simulator_gets_the_question_and_its_failure_is_the_tools_error() -> N
     told = [asked["messages"][-1]["content"] for asked in chat.asked]
     assert 0 < sum("Who is it?" in text for text in told) < 20, "noisy pages are drawn for each turn"
     assert failed.is_error and "could not be reached" in failed.content[0].text
+
+
+def test_searches_are_numbered_by_question_for_as_many_as_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Document("A", "b"))
+    monkeypatch.setattr("zerosearch.integrations.mcp.load_engine", lambda *_, **__: engine)
+    monkeypatch.setattr("zerosearch.integrations.mcp.MOST_QUESTIONS", 2)
+    server = make_server(load_recipe("world-bm25"))
+
+    async def ask() -> None:
+        async with Client(server) as client:
+            for question in "aabacab":
+                await client.call_tool("search", {"query": "x", "question": question})
+
+    asyncio.run(ask())
+    turns = [(request.question.text, request.turn) for request in engine.requests]
+    assert turns == [("a", 0), ("a", 1), ("b", 0), ("a", 2), ("c", 0), ("a", 3), ("b", 0)], "b was forgotten for c"
 
 
 def test_noise_that_follows_the_training_is_refused() -> None:

@@ -23,15 +23,17 @@ class Recorder:
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
+        self.groups: list[str] = []
 
     async def chat(self, request: ChatRequest) -> str:
         self.prompts.append("".join(message["content"] for message in request.messages))
+        self.groups.append(request.group)
         return "Doc 1: x"
 
 
-def prompts(template: str, questions: Sequence[Question]) -> list[str]:
+def prompts(template: str, questions: Sequence[Question], recorder: Recorder | None = None) -> list[str]:
     """What a simulator is asked in a step of groups of eight, each of which asks for all hops in words of its own."""
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     engine = Simulator(recorder, load_template(template), ConstantNoise(0.25))
 
     async def search() -> None:
@@ -62,6 +64,13 @@ QUESTIONS = [question for question in build_world(0).train if question.kind == "
 @pytest.mark.parametrize(("template", "share"), [("prompt", 0.85), ("sft", 0.4)])
 def test_most_of_a_step_s_prompts_is_known_to_a_server(template: str, share: float) -> None:
     assert share < known_share(prompts(template, QUESTIONS)) < 1
+
+
+def test_a_question_s_prompts_are_one_group_for_the_choice_of_a_server() -> None:
+    recorder = Recorder()
+    asked = prompts("sft", QUESTIONS[:3], recorder)
+    assert set(recorder.groups) == {question.text for question in QUESTIONS[:3]}
+    assert all(group in prompt for group, prompt in zip(recorder.groups, asked, strict=True))
 
 
 @pytest.mark.parametrize("template", ["prompt", "sft"])

@@ -16,7 +16,7 @@ from servers import Answer, Running, Scripted
 from zerosearch.calls import server_name
 from zerosearch.cli.main import run as command
 from zerosearch.data import Document, Question
-from zerosearch.errors import RunError, UserError
+from zerosearch.errors import RunError, Unavailable, UserError
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import Page, SearchEngine, SearchRequest
@@ -471,7 +471,8 @@ def test_a_spent_budget_reaches_whoever_waits_and_cached_pages_go_on(tmp_path: P
 def test_a_file_that_cannot_hold_pages(tmp_path: Path, what: str) -> None:
     path = tmp_path / "pages.sqlite"
     path.mkdir() if what == "folder" else path.write_text("This is no database, but some text. " * 50)
-    with pytest.raises(UserError, match=r"pages\.sqlite cannot hold pages"):
+    said = "cannot be read and written" if what == "folder" else "is damaged"
+    with pytest.raises(Unavailable, match=rf"^the cache .*pages\.sqlite {said}"):
         cached("http://127.0.0.1:1", path)
 
 
@@ -482,5 +483,5 @@ def test_a_page_that_was_tampered_with_is_an_error_and_not_run(tmp_path: Path) -
         with sqlite3.connect(path) as file:
             file.execute("UPDATE pages SET documents = '[7]'")
         file.close()
-        with pytest.raises(RunError, match=r"pages\.sqlite cannot be read"):
+        with pytest.raises(Unavailable, match=r"^the cache .*pages\.sqlite is damaged \(a page is not what was stored"):
             search(cached(server.url, path), "x")

@@ -190,6 +190,19 @@ def test_an_engine_that_is_not_simulated_is_counted() -> None:
     assert recipe_engine(*open_recipe("world-bm25", remote), None).name == "retriever"
 
 
+def test_simulated_and_real_searches_are_served_mixed_by_the_progress_that_clients_tell() -> None:
+    growing = ["search.type=mixed", "search.mixed.start=0", "search.mixed.end=1", "search.k=1"]
+    with Scripted(Answer(COMPLETION)) as chat, served(*PROMPTED, f"simulation.url={chat.url}/v1", *growing) as server:
+        found = [
+            server.ask("highest peak of Kenya", return_scores=True, context={"progress": progress})
+            for progress in (0, 1)
+        ]
+        told = httpx.get(f"{server.url}/metrics").text
+    titles = [answer.json()["result"][0][0]["document"]["contents"].split("\n")[0] for answer in found]
+    assert titles == ['"A"', '"Kenya"'] and len(chat.asked) == 1
+    assert 'zerosearch_engine{counter="search/real_share"} 0.5' in told
+
+
 def test_a_corpus_or_a_chat_model_is_served_without_torch() -> None:
     code = (
         "import sys\n"

@@ -1,4 +1,4 @@
-"""A server that is used for long needs no more memory."""
+"""The search server under load: memory over many requests, and what its benchmark calls enough."""
 
 import asyncio
 from pathlib import Path
@@ -31,4 +31,23 @@ def test_a_hundred_thousand_searches_leave_the_memory_as_it_was(benchmark: Modul
             met = asyncio.run(benchmark.load(url, CLIENTS, rounds, first=part * rounds))
             assert met.failed == 0
             sizes.append(benchmark.resident_bytes(process.pid))
+            print(f"{(part + 1) * rounds * CLIENTS} searches: {sizes[-1] / 2**20:.1f} MiB resident")  # noqa: T201 (for the guide)
     assert sizes[-1] - sizes[0] < GROWTH, sizes
+
+
+@pytest.mark.parametrize(
+    ("load", "waiting", "missed"),
+    [
+        (([1.4] * 90 + [2.4] * 10, 0, 150.0), 10.0, []),
+        (([1.6] * 100, 0, 150.0), 10.0, ["added at the median"]),
+        (([1.0] * 90 + [2.6] * 10, 0, 150.0), 10.0, ["added at p99"]),
+        (([1.0] * 100, 1, 150.0), 10.0, ["failed requests"]),
+        (([1.0] * 100, 0, 99.0), 9.0, ["searches per second"]),
+        (([1.0] * 100, 0, 150.0), 16.0, ["ten waiting threads"]),
+    ],
+)
+def test_the_benchmark_says_which_figures_are_not_enough(
+    benchmark: ModuleType, load: tuple[list[float], int, float], waiting: float, missed: list[str]
+) -> None:
+    found = benchmark.figures(benchmark.Load(*load), 1.0, waiting)
+    assert len(found) == 5 and [name for name, _, reached, _ in found if not reached] == missed

@@ -317,6 +317,17 @@ def test_an_answer_that_the_question_names_is_no_leak() -> None:
     assert counted(Writer("Doc 1: By Alice Turner."), 1.0, ["who"], NO_HOPS)["leaks"] == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "answers"), [("Is it old?", ("yes",)), ("Which is older, Fog or Rain?", ("Rain",)), ("Who?", ())]
+)
+def test_pages_that_could_not_leak_do_not_dilute_the_rate(text: str, answers: tuple[str, ...]) -> None:
+    chat = Writer("Doc 1: By Alice Turner.", "Doc 1: Rain, yes.")
+    engine = simulator(chat, 1.0)
+    for question in (NO_HOPS, Question("9", text, answers, "d")):
+        search(engine, "who", question)
+    assert engine.counters()["simulator/leak_rate"] == engine.counters()["simulator/first/leak_rate"] == 1
+
+
 def test_scheduled_and_realised_noise_stand_side_by_side_until_the_reset() -> None:
     engine = simulator(Writer(), 0.3)
     for sample in range(400):

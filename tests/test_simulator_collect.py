@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from search_servers import app
+from servers import Answer, Running, Scripted
 from talking_server import TalkingServer
 from whole_runs import SMALL
 
@@ -120,6 +122,32 @@ def test_a_chat_model_plays_the_agent_over_http(tmp_path: Path, capsys: pytest.C
         assert messages[3]["content"].startswith("\n\n<information>Doc 1(Title: ")
 
 
+def test_turns_are_collected_from_a_retriever_until_its_budget_is_spent_and_then_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "turns.jsonl"
+    with TalkingServer(agent_reply) as chat, Running(app(BM25Engine(build_world().train_passages))) as real:
+        given = ["world", "--questions", "5", "--model", "m", "--url", chat.url, "--out", str(out), "report.live=false"]
+        given += ["evaluation.engine=retriever", f"search.retriever.url={real.url}/retrieve", "evaluation.batch=1"]
+        for budget, code in ((4, 1), (0, 0)):
+            with pytest.raises(SystemExit) as ended:
+                command(["simulate", "collect", *given, f"search.retriever.max_calls={budget}"])
+            assert (ended.value.code or 0) == code
+    assert "all 4 calls to the search engine 'retriever'" in capsys.readouterr().err
+    turns = read_turns(out)
+    assert len(turns) == 5 and {(turn.engine, turn.turn) for turn in turns} == {("retriever", 0)}
+    assert all(len(turn.documents) == 3 for turn in turns)
+
+
+def test_an_agent_that_is_away_or_slow_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["world", "--questions", "5", "--model", "m", "--out", str(tmp_path / "turns.jsonl"), "report.live=false"]
+    with Scripted(Answer(delay=3)) as slow:
+        for url, said in (("http://127.0.0.1:9/v1", "could not be reached"), (slow.url, "no answer within 0.2 s")):
+            with pytest.raises(SystemExit) as ended:
+                command(["simulate", "collect", *given, "--url", url, "--timeout", "0.2", "--retries", "0"])
+            assert ended.value.code == 1 and said in capsys.readouterr().err
+
+
 class Chat:
     name = "chat"
 
@@ -172,6 +200,7 @@ def test_who_interrupts_is_told_how_to_go_on(
     [
         (["--model", "m"], "both --model and --url"),
         (["agent.max_turns=0", "search.type=none"], "agent.max_turns is 0"),
+        (["evaluation.engine=none"], 'evaluation.engine is "none"'),
     ],
 )
 def test_a_mistake_is_said(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

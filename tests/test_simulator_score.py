@@ -6,26 +6,34 @@ import math
 import random
 import shutil
 import struct
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from search_servers import app
+from servers import Running
 from talking_server import TalkingServer
 from test_derive import PAPERLIKE, instructions, rows
 
 from zerosearch.cli.main import run as command
 from zerosearch.data import Document, Question
+from zerosearch.data.world import build_world
 from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.pages import AnsweredQuery, compare_pages, told_apart
 from zerosearch.evaluation.results import TRAINED
 from zerosearch.report.files import json_line
 from zerosearch.report.pages import show_pages
+from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import Page
 from zerosearch.simulation.turns import SearchTurn, read_turns
 from zerosearch.training.controls import NOISES, SIMULATED
 from zerosearch.training.simulator import score as stage
 from zerosearch.training.simulator.score import score_simulator
+from zerosearch.training.simulator.trial import try_queries
 from zerosearch.training.source import open_source
 
 WORDS = ["alder", "birch", "cedar", "dogwood", "elm", "fir", "ginkgo", "hazel", "ivy", "juniper"]
@@ -115,14 +123,20 @@ def turns(path: Path, count: int = 12) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def talking() -> Iterator[TalkingServer]:
+    with TalkingServer(write_page) as server:
+        yield server
+
+
 def test_a_served_simulator_is_scored_on_real_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "score"
     with TalkingServer(write_page) as server:
         given = ["world", "--turns", str(turns(tmp_path / "t.jsonl")), "--out", str(out), *SERVED]
         assert not simulate("score", *given, f"simulation.url={server.url}"), capsys.readouterr().err
-        assert len(server.asked) == 24
+        assert len(server.asked) == 1 + 24, "whether it answers, and the pages"
         assert not simulate("score", *given, f"simulation.url={server.url}"), capsys.readouterr().err
-        assert len(server.asked) == 24, "pages are written once"
+        assert len(server.asked) == 1 + 24, "pages are written once"
     score = json.loads((out / "score.json").read_text())
     pages = score["pages"]
     assert pages["useful"]["holds_asked"] == {"mean": 1.0, "standard_error": 0.0, "n": 12}
@@ -150,10 +164,103 @@ def test_without_turns_the_test_questions_are_asked_of_the_real_engine(tmp_path:
     assert len({turn.query for turn in read_turns(tmp_path / "score" / "pages.jsonl")}) == 15
 
 
-def test_a_server_that_is_away_ends_the_score_in_one_sentence(tmp_path: Path) -> None:
-    overrides = [*SERVED, "simulation.url=http://127.0.0.1:9/v1", "simulation.outage=0"]
-    with pytest.raises(RunError, match=r"127\.0\.0\.1:9.* could not be reached"):
-        score_simulator(open_source("world", overrides), tmp_path / "score", turns(tmp_path / "t.jsonl"))
+def test_a_server_that_is_away_ends_score_and_try_at_once_in_one_sentence(tmp_path: Path) -> None:
+    source = open_source("world", [*SERVED, "simulation.url=http://127.0.0.1:9/v1"])
+    with pytest.raises(RunError, match=r"cannot be used: .*127\.0\.0\.1:9.* could not be reached"):
+        score_simulator(source, tmp_path / "score", turns(tmp_path / "t.jsonl"))
+    with pytest.raises(RunError, match=r"cannot be used: .*127\.0\.0\.1:9.* could not be reached"):
+        try_queries(source, ["who"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("simulation.repair=drop", "repair"),
+        ("simulation.withhold=never", "withhold"),
+        ("simulation.noise.per=document", "noise"),
+        ("simulation.noise.kinds.near_miss=1", "noise"),
+        ("simulation.max_tokens=99", "max tokens"),
+        ("search.corpus=elsewhere", "corpus"),
+        ("evaluation.engine=retriever", "engine"),
+    ],
+)
+def test_pages_of_other_settings_are_not_taken_for_these(
+    change: str, said: str, tmp_path: Path, talking: TalkingServer
+) -> None:
+    given = [*SERVED, f"simulation.url={talking.url}"]
+    asked = turns(tmp_path / "t.jsonl", 2)
+    score_simulator(open_source("world", given), tmp_path / "score", asked)
+    with pytest.raises(UserError, match=f"begun with another {said}"):
+        score_simulator(open_source("world", [*given, change]), tmp_path / "score", asked)
+
+
+def flawed_page(messages: list[dict[str, str]]) -> str:
+    """Every second useful page lacks the answer, every third noisy one holds it, and noisy pages are short."""
+    prompt = messages[-1]["content"]
+    number = int(prompt.rsplit("number ", 1)[1].split()[0])
+    if "looks for: " in prompt:
+        return "\n".join(f"Doc {n}: {f'Alice {number}' if number % 2 else 'Nobody'}, {n}." for n in (1, 2, 3))
+    return f"Doc 1: {f'Alice {number}' if number % 3 == 0 else 'Nobody'} again.\nDoc 2: Nobody."
+
+
+def test_the_quality_of_the_pages_is_told_by_turn_before_and_after_repair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, shown = tmp_path / "t.jsonl", LineDisplay.update
+    asked = [
+        replace(
+            turn,
+            question=Question(str(n), f"Who is number {n} ?", (f"Alice {n}",), "d"),
+            query=f"number {n} ",
+            turn=n % 2,
+        )
+        for n, turn in enumerate(read_turns(turns(path))[:12])
+    ]
+    path.write_text("".join(json_line(turn.to_record()) for turn in asked))
+
+    def impatient(self: LineDisplay, *given: Any, **figures: Any) -> None:
+        shown(self, *given, **figures)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "PART", 5)
+    with TalkingServer(flawed_page) as server:
+        source = open_source("world", [*SERVED, f"simulation.url={server.url}", "simulation.repair=drop"])
+        for _ in range(2):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(LineDisplay, "update", impatient)
+                score_simulator(source, tmp_path / "score", path)
+        score_simulator(source, tmp_path / "score", path)
+    quality = json.loads((tmp_path / "score" / "score.json").read_text())["quality"]
+    useful, noisy = quality["useful"], quality["noisy"]
+    assert (useful["pages"], noisy["pages"]) == (12, 12), "what was counted before it was broken off counts"
+    assert (useful["hit_rate"], useful["first/hit_rate"], useful["delivered_rate"]) == (0.5, 0.5, 1)
+    assert (useful["turn_1/hit_rate"], useful["turn_2/hit_rate"]) == (0, 1)
+    assert (noisy["leak_rate"], noisy["first/leak_rate"]) == (0, pytest.approx(1 / 3))
+    assert noisy["delivered_rate"] == pytest.approx((4 * 1 + 8 * 2) / 36) and noisy["documents_dropped"] == 4
+    table = (tmp_path / "score" / "score.md").read_text()
+    for row in (
+        "| leak rate before repair |  | 0.333 |",
+        "| leak rate |  | 0.000 |",
+        "| of those asked for | 1.000 | 0.556 |",
+        "| pages with fewer documents than asked for | 0 | 12 |",
+        "| turn 2 | 1.000 | 1.000 | 0.333 | 0.000 |",
+    ):
+        assert row in table, row
+    assert "near misses" not in table, "no kind was asked for"
+
+
+def test_a_retriever_is_the_real_engine_where_the_recipe_says_so(tmp_path: Path) -> None:
+    with TalkingServer(write_page) as chat, Running(app(BM25Engine(build_world().passages))) as real:
+        given = [*SERVED, f"simulation.url={chat.url}", "data.test_limit=5", "evaluation.engine=retriever"]
+        given.append(f"search.retriever.url={real.url}/retrieve")
+        score = score_simulator(open_source("world", given), tmp_path / "score", queries=5)
+    assert score.conditions["engine"] == "retriever" and score.pages["real"].holds_asked.mean > 0.7
+    assert {turn.engine for turn in read_turns(tmp_path / "score" / "pages.jsonl")} == {"retriever"}
+    given += ["search.retriever.retries=0", "search.failure_threshold=1"]
+    with TalkingServer(write_page) as chat:
+        again = open_source("world", [*given, f"simulation.url={chat.url}"])
+        failed = score_simulator(again, tmp_path / "away", queries=5)
+    assert failed.pages["real"].failed == 5 and failed.pages["real"].documents.n == 0
 
 
 @pytest.mark.usefixtures("lively")

@@ -1,6 +1,7 @@
 """Tuning a simulator by its command: on judged turns and published sets, broken off and gone on with, exported."""
 
 import json
+import pkgutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,41 @@ def test_a_tuning_that_is_broken_off_again_and_again_ends_with_the_same_bits(
     assert bits(tmp_path / "broken") == bits(tmp_path / "whole")
     with pytest.raises(UserError, match="is there already"):
         tune(judged, settings, tmp_path / "broken")
+
+
+@pytest.mark.parametrize("last", ["save_model", "shutil.rmtree"])
+def test_a_tuning_that_is_killed_when_its_model_is_written_is_finished_by_the_same_command(
+    last: str, model: Path, judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, out = recipe(model), tmp_path / "tuned"
+    place = f"zerosearch.training.simulator.tune.{last}"
+    carry_out = pkgutil.resolve_name(place)
+
+    def killed(*given: Any, **named: Any) -> None:
+        """At the end, when the model is written or what led to it is deleted."""
+        end = last == "save_model" or str(given[0]).endswith(".checkpoints")
+        if last == "save_model" or not end:
+            carry_out(*given, **named)
+        if end:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(place, killed)
+        tune(judged, settings, out)
+    assert (tmp_path / "tuned.checkpoints").is_dir()
+    with pytest.raises(UserError, match="begun with another learning rate"):
+        tune(judged, recipe(model, "simulation.tuning.learning_rate=1e-4"), out)
+    written = bits(out)
+    summary = tune(judged, settings, out)
+    assert summary == json.loads((out / "tuning.json").read_text()) and summary["updates"] == 5
+    assert bits(out) == written and not (tmp_path / "tuned.checkpoints").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(model: Path, judged: Path, tmp_path: Path) -> None:
+    for name in ("tuned", "tuned.checkpoints"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="no tuning wrote it"):
+        tune(judged, recipe(model), tmp_path / "tuned")
 
 
 @pytest.mark.parametrize("write", [instructions, conversations])

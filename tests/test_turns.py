@@ -37,6 +37,7 @@ TURNS = st.builds(
     st.sampled_from([True, False, None]),
     LABELS,
     st.dictionaries(WORDS, LABELS, max_size=2),
+    st.integers(0, 9),
 )
 
 

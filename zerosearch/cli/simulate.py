@@ -21,6 +21,8 @@ TemplateFrom = Annotated[
     Path | None,
     typer.Option(help="A published tuning set: its template is derived, saved here (<name>.template.toml) and used."),
 ]
+TimeoutOption = Annotated[float, typer.Option(min=0.1, help="Seconds until a call to a server counts as failed.")]
+RetriesOption = Annotated[int, typer.Option(min=0, help="Further tries of a call that failed.")]
 
 
 @app.callback()
@@ -39,6 +41,8 @@ def collect(
         str, typer.Option(help="A chat model that plays the agent instead of the policy; needs --url.")
     ] = "",
     url: Annotated[list[str] | None, typer.Option(help="Its OpenAI-compatible servers.")] = None,
+    timeout: TimeoutOption = 60.0,
+    retries: RetriesOption = 3,
 ) -> None:
     """Let an agent answer training questions with the real engine, and keep every query and its page."""
     from zerosearch.inference.openai import OpenAIChat
@@ -48,7 +52,7 @@ def collect(
     if bool(model) != bool(url):
         raise UserError("a chat model that plays the agent needs both --model and --url; leave both out for the policy")
     limit = [f"data.train_limit={questions}"] if questions else []
-    chat = OpenAIChat(url, model) if url else None
+    chat = OpenAIChat(url, model, timeout=timeout, max_retries=retries) if url else None
     summary = carry_out(open_source(recipe, [*(overrides or []), *limit]), out, samples, chat)
     typer.echo(
         f"{summary['rows']} search turns of {summary['done']} episodes, {summary['right']} of which ended right and "
@@ -70,6 +74,8 @@ def judge(
     url: Annotated[
         list[str] | None, typer.Option(help="Its OpenAI-compatible servers; none = in this process.")
     ] = None,
+    timeout: TimeoutOption = 60.0,
+    retries: RetriesOption = 3,
 ) -> None:
     """Label pages as useful or noisy by one or several judges, and tell how far those agree."""
     from zerosearch.simulation.judge import JudgeName
@@ -79,7 +85,7 @@ def judge(
     if unknown := [name for name in by or () if name not in known]:
         raise UserError(f"there is no judge '{unknown[0]}'; name {', '.join(known)}")
     names = [known[name] for name in by or ["containment"]]
-    summary = carry_out(turns, out, names, k, words, model, url or [])
+    summary = carry_out(turns, out, names, k, words, model, url or [], timeout, retries)
     for name, labels in summary["labels"].items():
         typer.echo(f"{name}: {labels['useful']} useful, {labels['noisy']} noisy, {labels['none']} without a verdict")
     for pair, found in summary["agreement"].items():

@@ -30,11 +30,18 @@ def read_messages(values: Sequence[object], place: str) -> list[Message]:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
+    """What a chat model is asked.
+
+    group: requests of one group begin alike, so that a server that had one of them is asked for the next, if it can be;
+    no answer depends on it.
+    """
+
     messages: Sequence[Message]
     max_tokens: int
     temperature: float = 0.8
     seed: int = 0
     stop: tuple[str, ...] = ()
+    group: str = ""
 
 
 class ChatModel(Protocol):

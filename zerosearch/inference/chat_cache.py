@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from zerosearch import shared_file
-from zerosearch.errors import Unavailable, UserError
+from zerosearch.errors import Unavailable
 from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat
+from zerosearch.shared_file import SharedFile
 
 FILE = "answers.sqlite"
 _TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL, digest TEXT NOT NULL)"
+_PUT = """
+INSERT INTO answers VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET answer = excluded.answer, digest = excluded.digest
+WHERE answers.answer = '""'
+"""
 _LAYOUT = "1"
 """Goes into every key; another one when what an entry means changes."""
 
@@ -21,49 +23,34 @@ _LAYOUT = "1"
 class ChatCache:
     """Answers by the SHA-256 of everything that determines them, in a SQLite file in a folder.
 
-    Several processes may share it, on a disk of their own machine; one that is killed damages nothing. What was stored
-    first under a key stays.
+    Several processes may share it. What was stored first under a key stays, unless it is empty.
 
     Raises:
-        UserError: there can be no folder of that name. Every method raises Unavailable where the file is damaged, or
-            cannot be read or written.
+        UserError, Unavailable: see `SharedFile`.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the cache folder {folder} cannot be made ({error.strerror}): choose another") from error
-        with self._sentences():
-            self._file = shared_file.open_shared(self.path, _TABLE)
+        self._file = SharedFile(folder / FILE, _TABLE)
+        self.path = self._file.path
 
     def get(self, key: str) -> str | None:
         """The answer stored under a key, or None."""
-        with self._sentences():
-            row = self._file.execute("SELECT answer, digest FROM answers WHERE key = ?", (key,)).fetchone()
-            if row is None:
-                return None
-            answer, digest = row
-            if digest != _digest(key, answer):
-                raise sqlite3.DatabaseError("an answer is not what was stored")
-            return str(json.loads(answer))
+        row = self._file.row("SELECT answer, digest FROM answers WHERE key = ?", key)
+        if row is None:
+            return None
+        answer, digest = row
+        if digest != _digest(key, answer):
+            raise self._file.damaged("an answer is not what was stored")
+        return str(json.loads(answer))
 
     def put(self, key: str, text: str) -> None:
         answer = json.dumps(text)
-        with self._sentences():
-            self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, answer, _digest(key, answer)))
-
-    @contextmanager
-    def _sentences(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise Unavailable(f"the cache {self.path} {_trouble(error)}") from error
+        self._file.write(_PUT, key, answer, _digest(key, answer))
 
 
 class CachedChat:
-    """A chat model behind a cache.
+    """A chat model behind a cache. An empty answer may have come of one bad moment: the model is asked again, if it is
+    there.
 
     identity: what tells the model from all others, whichever server or process it runs in. chat: the model; None where
     every answer must be in the cache.
@@ -77,6 +64,8 @@ class CachedChat:
     async def chat(self, request: ChatRequest) -> str:
         key = request_key(self._identity, request)
         found = self._cache.get(key)
+        if not found and self._chat:
+            found = None
         self._counts["cache_misses" if found is None else "cache_hits"] += 1
         if found is not None:
             return found
@@ -86,7 +75,7 @@ class CachedChat:
                 "(simulation.offline=false), or repeat the run that filled the cache with the same recipe"
             )
         text = await self._chat.chat(request)
-        self._cache.put(key, text)
+        self._cache.put(key, text if text.strip() else "")
         return text
 
     def counters(self) -> dict[str, float]:
@@ -125,18 +114,3 @@ def fingerprint(folder: Path) -> str:
 
 def _digest(key: str, answer: str) -> str:
     return hashlib.sha256(f"{key} {answer}".encode()).hexdigest()
-
-
-def _trouble(error: sqlite3.DatabaseError) -> str:
-    """What is the matter with the file, and what to do."""
-    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return (
-                f"has been held by another process for {shared_file.BUSY_SECONDS:g} s: end that process and try again"
-            )
-        case sqlite3.SQLITE_FULL:
-            return "cannot grow, the disk is full: free some space and try again"
-        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_IOERR:
-            return f"cannot be read and written ({error}): correct its rights, or choose another folder"
-        case _:
-            return f"is damaged ({error}): delete it, and its pages will be written anew"

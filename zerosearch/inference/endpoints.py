@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal
 
 from zerosearch.calls import server_name
+from zerosearch.draws import uniform
 from zerosearch.errors import Unavailable
 
 FAILURES = 3
@@ -19,6 +20,8 @@ FAILURES = 3
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 """Seconds for which a breaker stays open, the first time and at most."""
+NEAR = 4
+"""Calls that a server may have under way beyond the least loaded one's, and still be asked for its group."""
 LOOK_SECONDS = 0.2
 """Seconds between two looks of who waits for a server."""
 
@@ -102,15 +105,22 @@ class Endpoints:
         self._outage, self._probe, self._clock = outage, probe, clock
         self._probes: set[asyncio.Future[None]] = set()
 
-    def free(self, but: Collection[Endpoint] = ()) -> Endpoint | None:
-        """The server that may be asked and has the fewest calls under way; among equals, that had the fewest so far."""
-        able = [endpoint for endpoint in self.all if endpoint.breaker.lets_pass and endpoint not in but]
-        return min(able, key=lambda endpoint: (endpoint.under_way, endpoint.calls), default=None)
+    def free(self, but: Collection[Endpoint] = (), group: str = "") -> Endpoint | None:
+        """The server that may be asked and has the fewest calls under way; among equals, that had the fewest so far.
 
-    async def choose(self, since: float, but: Collection[Endpoint] = ()) -> Endpoint:
+        A group has an order of servers of its own, and takes the first one that is about as little loaded.
+        """
+        able = [endpoint for endpoint in self.all if endpoint.breaker.lets_pass and endpoint not in but]
+        if not group:
+            return min(able, key=lambda endpoint: (endpoint.under_way, endpoint.calls), default=None)
+        most = min((endpoint.under_way for endpoint in able), default=0) + NEAR
+        near = (endpoint for endpoint in able if endpoint.under_way <= most)
+        return min(near, key=lambda endpoint: uniform("server of a group", group, endpoint.url), default=None)
+
+    async def choose(self, since: float, but: Collection[Endpoint] = (), group: str = "") -> Endpoint:
         """A free server; where none is, wait for one. Servers that may be back are probed.
 
-        since: when the call began to be put off, by the clock.
+        since: when the call began to be put off, by the clock. group: of the request.
 
         Raises:
             Unavailable: none was free for too long.
@@ -119,7 +129,7 @@ class Endpoints:
             for endpoint in self.all:
                 if endpoint.breaker.wants_a_probe:
                     self._begin_probe(endpoint)
-            if chosen := self.free(but):
+            if chosen := self.free(but, group):
                 return chosen
             self.check_outage(since)
             await asyncio.sleep(LOOK_SECONDS)

@@ -36,10 +36,11 @@ class _NotTried(calls.PassingError):
 class OpenAIChat:
     """A chat model behind one or several OpenAI-compatible servers, of which the least loaded is asked.
 
-    A request that fails at one server goes to another at once; when it has failed at all, to all of them again, after
-    a pause that grows. A server that says when to come again is left alone until then. What a server did not try,
-    because it is away or asks to come again, costs no try: such requests wait, up to `outage`. An empty answer is asked
-    for again with another seed.
+    Requests of one group go to one server while that is about as little loaded as the others: it may have kept what it
+    computed for the beginning of their prompts. A request that fails at one server goes to another at once; when it has
+    failed at all, to all of them again, after a pause that grows. A server that says when to come again is left alone
+    until then. What a server did not try, because it is away or asks to come again, costs no try: such requests wait,
+    up to `outage`. An empty answer is asked for again with another seed.
 
     base_urls: such as http://127.0.0.1:8000/v1. model: the name under which the servers know it.
     api_key_env: the environment variable that holds the key; servers that need none get a stand-in.
@@ -132,7 +133,7 @@ class OpenAIChat:
         tried: set[Endpoint] = set()
         since = time.monotonic()
         while True:
-            server = await self._endpoints.choose(since, but=tried)
+            server = await self._endpoints.choose(since, tried, request.group)
             try:
                 text = await self._ask(server, request)
             except calls.PassingError as failure:

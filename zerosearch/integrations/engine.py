@@ -4,21 +4,26 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Question
-from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.record import question_from_record
 from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.metrics import f1
-from zerosearch.search.bm25 import BM25Engine
-from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import Page, SearchEngine, SearchRequest
+from zerosearch.search.engine import CountedEngine, Page, SearchEngine, SearchRequest
 from zerosearch.simulation.simulator import Simulator
-from zerosearch.training.engines import make_schedule, make_simulator, simulation_chat, simulation_model
+from zerosearch.training.engines import (
+    make_schedule,
+    make_simulator,
+    real_engine,
+    simulation_chat,
+    simulation_model,
+    training_engine,
+)
 from zerosearch.training.recipe import Recipe
 
 INSTRUCTION = (
@@ -48,21 +53,24 @@ def framework(name: str) -> Iterator[None]:
         ) from error
 
 
-def load_engine(recipe: Recipe, knows_step: bool) -> CountingEngine | Simulator:
-    """The engine that a recipe trains with: BM25 over its corpus, or its simulator.
+def load_engine(recipe: Recipe, knows_step: bool) -> CountedEngine:
+    """The engine that a recipe trains with, simulated or real.
 
     knows_step: whether each search will say its step of training, which most noise schedules need.
 
     Raises:
-        UserError: the recipe does not search, or its noise follows what is not known here.
+        UserError: the recipe does not search, its noise follows what is not known here, or its engine lacks something.
     """
     check_noise(recipe, knows_step)
-    if recipe.search.type == "mixed":
-        raise UserError('search.type is "mixed", which adapters do not offer; set it to "bm25" or "simulated"')
-    if recipe.search.type == "none":
+    engine = training_engine(recipe, partial(_simulator, recipe), partial(real_engine, recipe))
+    if engine is None:
         raise UserError('search.type is "none", so there is nothing to search with; set it to "bm25" or "simulated"')
-    if recipe.search.type == "bm25":
-        return CountingEngine(BM25Engine(load_corpus(recipe.search.corpus)))
+    return engine
+
+
+def _simulator(recipe: Recipe) -> Simulator:
+    if recipe.simulation.mode == "self":
+        raise UserError('simulation.mode is "self", but the policy is not in this process; set it to "prompt" or "sft"')
     chat = simulation_chat(recipe, simulation_model(recipe, Path(recipe.output) / "checkpoints"))
     return make_simulator(recipe, chat, make_schedule(recipe))
 
@@ -71,8 +79,15 @@ def check_noise(recipe: Recipe, knows_step: bool) -> None:
     """Refuse a schedule that would stand still.
 
     Raises:
-        UserError: the noise follows the steps of training, and they are not known, or the rewards.
+        UserError: the noise or the share of real searches follows the steps of training, and they are not known, or
+            the noise follows the rewards.
     """
+    mixed = recipe.search.mixed
+    if recipe.search.type == "mixed" and mixed.start != mixed.end and not knows_step:
+        raise UserError(
+            f"the share of real searches goes from {mixed.start:g} to {mixed.end:g} over the steps of training, and "
+            "these are not known here; set search.mixed.start and search.mixed.end to the same share"
+        )
     schedule = recipe.simulation.noise.schedule
     if not recipe.simulates or schedule == "constant" or (knows_step and schedule != "adaptive"):
         return

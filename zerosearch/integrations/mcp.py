@@ -1,6 +1,8 @@
 """MCP: a server that offers a recipe's engine as the tool `search` (docs/guides/integrations.md)."""
 
-from collections import Counter
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import Field
@@ -15,6 +17,9 @@ with framework("mcp"):
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
 
+MOST_QUESTIONS = 8192
+"""Questions whose searches are numbered; that of the one that was not asked for longest begins again."""
+
 
 def make_server(recipe: Recipe) -> MCPServer:
     """A server whose `run` offers the tool over stdio or HTTP.
@@ -26,7 +31,10 @@ def make_server(recipe: Recipe) -> MCPServer:
     """
     engine = load_engine(recipe, knows_step=False)
     server = MCPServer("zerosearch", version=__version__, log_level="WARNING")
-    turns: Counter[str] = Counter()
+
+    @lru_cache(MOST_QUESTIONS)
+    def turns(question: str) -> Iterator[int]:
+        return itertools.count()
 
     @server.tool(structured_output=False)
     async def search(
@@ -35,9 +43,8 @@ def make_server(recipe: Recipe) -> MCPServer:
     ) -> str:
         """Find documents with a search engine."""
         asked = Question(id=question, text=question, golden_answers=(), data_set="mcp")
-        turn, turns[question] = turns[question], turns[question] + 1
         try:
-            return await Searches(engine, asked, recipe.search.k, turn=turn).page(query)
+            return await Searches(engine, asked, recipe.search.k, turn=next(turns(question))).page(query)
         except (RunError, UserError) as error:
             raise ToolError(str(error)) from error
 

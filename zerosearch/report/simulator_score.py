@@ -16,6 +16,7 @@ from zerosearch.report.files import plain_json, write_atomically
 from zerosearch.report.plots import BLUE, DOTS_PER_INCH, GREEN, INK, ORANGE, STYLE
 from zerosearch.report.results_table import Cell, markdown_table, rich_table
 from zerosearch.report.text import visible
+from zerosearch.simulation.noise import KINDS
 
 COLUMNS = {"real": "real engine", "useful": "useful pages", "noisy": "noisy pages"}
 COLOURS = {"real": BLUE, "useful": GREEN, "noisy": ORANGE}
@@ -28,8 +29,31 @@ ROWS = {
     "holds_any": "pages with any answer",
     "told_apart": "AUC of telling it from the real",
 }
+QUALITY = {
+    "documents_delivered": ("documents delivered", ("useful", "noisy")),
+    "delivered_rate": ("of those asked for", ("useful", "noisy")),
+    "rewritten_rate": ("pages written again", ("useful", "noisy")),
+    "documents_dropped": ("documents left out in repair", ("useful", "noisy")),
+    "first/hit_rate": ("hit rate before repair", ("useful",)),
+    "hit_rate": ("hit rate", ("useful",)),
+    "first/leak_rate": ("leak rate before repair", ("noisy",)),
+    "leak_rate": ("leak rate", ("noisy",)),
+    "irrelevant_rate": ("irrelevant documents that are", ("noisy",)),
+    "near_miss_rate": ("near misses that are", ("noisy",)),
+    "contradicting_rate": ("contradicting documents that are", ("noisy",)),
+    "words_per_document": ("words of a text", ("useful", "noisy")),
+    "short_pages": ("pages with fewer documents than asked for", ("useful", "noisy")),
+    "empty_pages": ("pages without a document", ("useful", "noisy")),
+    "refusals": ("documents that refuse, as first written", ("useful", "noisy")),
+    "copies": ("documents that repeat another, as first written", ("useful", "noisy")),
+    "foreign": ("documents in another script than the question", ("useful", "noisy")),
+    "aimless_pages": ("queries for nothing known", ("useful", "noisy")),
+}
+"""Figures of `PageCounts.summary`: what they are called, and on which pages they mean something."""
+BY_TURN = ("first/hit_rate", "hit_rate", "first/leak_rate", "leak_rate")
 BARS = ("query_overlap", "likeness", "holds_asked", "holds_any", "told_apart")
 TITLE, POLICY_TITLE = "Pages for the same queries", "F1 of the policy"
+QUALITY_TITLE, BY_TURN_TITLE = "What was asked for and what came", "By turn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +61,13 @@ class SimulatorScore:
     """How a simulator compares with a real engine.
 
     conditions: what is needed to measure again. pages: the figures of the `real` engine and of `useful` and `noisy`
-    pages. policy: F1 by the engine that it searched. lengths: words of each document, by the same names as pages.
+    pages. quality: what `PageCounts.summary` says of `useful` and of `noisy` pages. policy: F1 by the engine that it
+    searched. lengths: words of each document, by the same names as pages.
     """
 
     conditions: Mapping[str, Scalar]
     pages: Mapping[str, PageFigures]
+    quality: Mapping[str, Mapping[str, float]]
     policy: Mapping[str, Estimate]
     lengths: Mapping[str, Sequence[int]]
 
@@ -51,6 +77,7 @@ class SimulatorScore:
             {
                 "conditions": self.conditions,
                 "pages": {name: asdict(figures) for name, figures in self.pages.items()},
+                "quality": self.quality,
                 "policy_f1": {name: asdict(estimate) for name, estimate in self.policy.items()},
             }
         )
@@ -97,7 +124,9 @@ def _tables(score: SimulatorScore) -> list[tuple[str, list[list[Cell]]]]:
     for figure, said in ROWS.items():
         rows.append([said, *(_cell(getattr(score.pages[name], figure)) for name in names)])
     rows.append(["searches that failed", *(str(score.pages[name].failed) for name in names)])
-    tables = [(TITLE, rows)]
+    tables = [(TITLE, rows), (QUALITY_TITLE, _quality(score))]
+    if len(by_turn := _by_turn(score)) > 2:
+        tables.append((BY_TURN_TITLE, by_turn))
     if score.policy:
         n = {estimate.n for estimate in score.policy.values()}
         tables.append(
@@ -107,6 +136,32 @@ def _tables(score: SimulatorScore) -> list[tuple[str, list[list[Cell]]]]:
             )
         )
     return tables
+
+
+def _quality(score: SimulatorScore) -> list[list[Cell]]:
+    """What was asked for and what came, without kinds of noise that were not asked for."""
+    names = [name for name in COLUMNS if name in score.quality]
+    rows: list[list[Cell]] = [["", *(COLUMNS[name] for name in names)]]
+    for figure, (said, where) in QUALITY.items():
+        figures = {name: score.quality[name][figure] for name in names if name in where}
+        if figure.removesuffix("_rate") not in KINDS or any(figures.values()):
+            rows.append([said, *(_figure(figure, figures[name]) if name in figures else "" for name in names)])
+    return rows
+
+
+def _by_turn(score: SimulatorScore) -> list[list[Cell]]:
+    names = {name.split("/")[0] for figures in score.quality.values() for name in figures if name.startswith("turn_")}
+    rows: list[list[Cell]] = [["", *(QUALITY[figure][0] for figure in BY_TURN)]]
+    for turn in sorted(names, key=lambda name: int(name.removeprefix("turn_"))):
+        cells = (score.quality[QUALITY[figure][1][0]][f"{turn}/{figure}"] for figure in BY_TURN)
+        rows.append([turn.replace("_", " "), *(f"{cell:.3f}" for cell in cells)])
+    return rows
+
+
+def _figure(name: str, value: float) -> str:
+    if name.endswith("_rate"):
+        return f"{value:.3f}"
+    return f"{value:.1f}" if name == "words_per_document" else f"{value:.0f}"
 
 
 def _cell(estimate: Estimate) -> Cell:

@@ -1,16 +1,14 @@
 """Pages of a real engine on disk: what was found once costs nothing again, and says when it was found."""
 
 import json
-import sqlite3
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from zerosearch.data import Document
-from zerosearch.errors import RunError, UserError
 from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.search.remote import RemoteEngine
-from zerosearch.shared_file import open_shared
+from zerosearch.shared_file import SharedFile
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS pages (
@@ -28,29 +26,24 @@ class PageCache:
     days: pages that were found longer ago are asked for again; 0 = never.
 
     Raises:
-        UserError: the file cannot be opened, or is something else.
+        UserError, Unavailable: see `SharedFile`.
     """
 
     def __init__(self, engine: RemoteEngine, path: Path, days: float = 0.0) -> None:
         self.name = engine.name
         self.engine = engine
         engine.found = self._write
-        self.path = path
+        self._file = SharedFile(path, _TABLE)
         self._age = timedelta(days=days) if days else None
         self._cached = 0
         self.oldest = ""
         """When the oldest page was found that was handed out since the last reset; empty where none was."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open_shared(path, _TABLE)
-        except (OSError, sqlite3.Error) as error:
-            raise UserError(f"{path} cannot hold pages ({error}): name another file, or none") from error
 
     async def search(self, request: SearchRequest) -> Page:
         """The page, from the file or from the engine.
 
         Raises:
-            RunError: the file cannot be read or written; see also the engine's own.
+            Unavailable: the file cannot be read or written. See also the engine's own.
         """
         started = time.perf_counter()
         query = " ".join(request.query.split())
@@ -60,24 +53,22 @@ class PageCache:
         return await self.engine.search(request)
 
     def _read(self, query: str, k: int) -> Page | None:
+        asked = "SELECT found, documents FROM pages WHERE engine = ? AND query = ? AND k = ?"
+        row = self._file.row(asked, *self._place(query, k))
+        if row is None:
+            return None
         try:
-            asked = "SELECT found, documents FROM pages WHERE engine = ? AND query = ? AND k = ?"
-            row = self._file.execute(asked, self._place(query, k)).fetchone()
-            if row is None or (self._age and datetime.now(UTC) - datetime.fromisoformat(row[0]) > self._age):
+            if self._age and datetime.now(UTC) - datetime.fromisoformat(row[0]) > self._age:
                 return None
-            self.oldest = min(self.oldest, row[0]) if self.oldest else row[0]
-            return _page(row[1])
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{self.path} cannot be read ({error}): delete it, or name another file") from error
+            page = _page(row[1])
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._file.damaged("a page is not what was stored") from error
+        self.oldest = min(self.oldest, row[0]) if self.oldest else row[0]
+        return page
 
     def _write(self, query: str, k: int, page: Page) -> None:
         row = (*self._place(query, k), datetime.now(UTC).isoformat(timespec="seconds"), _text(page))
-        try:
-            self._file.execute("REPLACE INTO pages VALUES (?, ?, ?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise RunError(
-                f"a page cannot be kept in {self.path} ({error}): make room, or name another file or none"
-            ) from error
+        self._file.write("REPLACE INTO pages VALUES (?, ?, ?, ?, ?)", *row)
 
     def _place(self, query: str, k: int) -> tuple[str, str, int]:
         return self.engine.identity, json.dumps(query), k

@@ -15,12 +15,13 @@ from zerosearch.search.engine import Page, SearchEngine, SearchRequest
 from zerosearch.simulation.schedule import ConstantNoise, Schedule
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.training.engines import (
-    make_remote,
     make_schedule,
     make_simulator,
+    real_engine,
     served_chat,
     simulation_chat,
     simulation_model,
+    training_engine,
 )
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
@@ -70,16 +71,17 @@ def recipe_engine(recipe: Recipe, checkpoints: Path, noise: float | None) -> Sea
     Raises:
         UserError: the recipe has no engine, or it lacks something.
     """
-    kind = recipe.search.type
-    if kind == "none":
+    if noise is not None and not recipe.simulates:
+        raise UserError(f'--noise is for simulators, but search.type is "{recipe.search.type}": leave it out')
+
+    def real(kind: str) -> SearchEngine:
+        engine = real_engine(recipe, kind)
+        return InThread(engine) if isinstance(engine, BM25Engine) else engine
+
+    engine = training_engine(recipe, lambda: _simulator(recipe, checkpoints, noise), real)
+    if engine is None:
         raise UserError('the recipe searches nothing (search.type = "none"): name another, or set search.type')
-    if kind == "mixed":
-        raise UserError('search.type is "mixed": serve one engine, such as search.type=simulated or bm25')
-    if kind == "simulated":
-        return _simulator(recipe, checkpoints, noise)
-    if noise is not None:
-        raise UserError(f'--noise is for simulators, but search.type is "{kind}": leave it out')
-    return corpus_engine(recipe.search.corpus) if kind == "bm25" else CountingEngine(make_remote(recipe, kind))
+    return engine
 
 
 def _simulator(recipe: Recipe, checkpoints: Path, noise: float | None) -> Simulator:

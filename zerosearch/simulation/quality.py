@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zerosearch.data import Document, Question
@@ -157,10 +157,17 @@ class Draft:
 
 
 class PageCounts:
-    """Counts a simulator's pages by turn: what was asked for, what came, and what it holds."""
+    """Counts a simulator's pages by turn: what was asked for, what came, and what it holds.
 
-    def __init__(self) -> None:
-        self._turns: dict[int, dict[str, float]] = {}
+    counted: what `to_json` gave, to go on from.
+    """
+
+    def __init__(self, counted: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        self._turns = {int(turn): defaultdict(float, counts) for turn, counts in (counted or {}).items()}
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """The sums of each turn."""
+        return {str(turn): dict(counts) for turn, counts in self._turns.items()}
 
     def add(self, draft: Draft, *, turn: int, probability: float, seconds: float) -> None:
         """Count one page. probability: of noise, by schedule. seconds: waited for it."""
@@ -183,7 +190,7 @@ class PageCounts:
             "aimless_pages": not wanted.asked,
             "scheduled": probability,
             "noisy": noisy,
-            "noisy_written": written and noisy > 0,
+            "noisy_written": written and noisy > 0 and bool(wanted.right),
             "leaks": any(each.leaks(wanted) for each in shown),
             "leaks_first": any(each.leaks(wanted) for each in first),
             "useful_told": told,
@@ -203,8 +210,8 @@ class PageCounts:
         for name, amount in amounts.items():
             counts[name] += amount
 
-    def summary(self, prefix: str) -> dict[str, float]:
-        """Counts and rates under the prefix, and by turn under `<prefix>/turn_1` and so on.
+    def summary(self, prefix: str = "") -> dict[str, float]:
+        """Counts and rates under the prefix, and by turn under `<prefix>turn_1/` and so on.
 
         pages, errors, empty_pages, short_pages (some documents, but fewer than asked for), documents_asked,
         documents_delivered, documents_dropped (for a leak, a refusal or a copy), seconds (waited, summed over pages);
@@ -213,7 +220,8 @@ class PageCounts:
         foreign: documents in another script than the question's. words_per_document: of those shown.
         delivered_rate: documents shown, of those asked for. rewritten_rate: pages that were written again.
         noise_scheduled, noise_realised: the mean probability and the share of documents labelled noisy.
-        leaks, leak_rate: pages with noisy documents of which one holds an answer, and their share of all such pages.
+        leaks, leak_rate: pages with noisy documents of which one holds an answer, and their share of those that could:
+        an answer is known that is not yes or no and that the question does not name.
         hits, hit_rate: pages whose useful documents hold the answer asked for, and their share of those that could.
         first/leak_rate, first/hit_rate: the same before repair.
         irrelevant_rate, near_miss_rate, contradicting_rate: noisy documents that are of the kind that was asked for.
@@ -226,7 +234,7 @@ class PageCounts:
                 total[name] += amount
         summary = _rates(prefix, total)
         for turn, counts in sorted(self._turns.items()):
-            summary |= _rates(f"{prefix}/turn_{turn + 1}", counts)
+            summary |= _rates(f"{prefix}turn_{turn + 1}/", counts)
         return summary
 
 
@@ -262,7 +270,7 @@ _RATES = {
 
 
 def _rates(prefix: str, counts: dict[str, float]) -> dict[str, float]:
-    summary = {f"{prefix}/{name}": counts[name] for name in _COUNTS}
+    summary = {f"{prefix}{name}": counts[name] for name in _COUNTS}
     for name, (part, whole) in _RATES.items():
-        summary[f"{prefix}/{name}"] = counts[part] / counts[whole] if counts[whole] else 0.0
+        summary[f"{prefix}{name}"] = counts[part] / counts[whole] if counts[whole] else 0.0
     return summary

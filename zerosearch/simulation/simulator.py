@@ -56,7 +56,7 @@ class Simulator:
     unavailable to every request raises.
 
     distractors: what irrelevant and contradicting documents are made from; without them such documents are asked for
-    as plainly noisy ones.
+    as plainly noisy ones. counts: of its pages since the last reset.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Simulator:
         self._dial = dial
         self._teller = teller or Teller()
         self._distractors = distractors or Distractors(())
-        self._counts = PageCounts()
+        self.counts = PageCounts()
         self._drafts: dict[_Key, asyncio.Task[Draft]] = {}
 
     async def search(self, request: SearchRequest) -> Page:
@@ -89,7 +89,7 @@ class Simulator:
         started = time.perf_counter()
         draft = await self._draft(replace(request, query=" ".join(request.query.split())), labels)
         seconds = time.perf_counter() - started
-        self._counts.add(draft, turn=request.turn, probability=probability, seconds=seconds)
+        self.counts.add(draft, turn=request.turn, probability=probability, seconds=seconds)
         noise: Noise = "useful" if "useful" in labels else "noisy"
         return Page(tuple(each.document for each in draft.shown), noise, draft.error, seconds)
 
@@ -170,6 +170,7 @@ class Simulator:
             temperature=self._writing.temperature,
             seed=seed_for(self._seed, "page", *place, label, request.step, *again),
             stop=(f"\nDoc {count + 1}",),
+            group=request.question.text,
         )
         return parse_documents(await self._chat.chat(chat_request), count, self._chat.name)
 
@@ -178,13 +179,13 @@ class Simulator:
 
         What the chat model counts itself comes as `simulator/chat/…`.
         """
-        figures = self._counts.summary("simulator") | {"simulator/unclear_verdicts": float(self._teller.unclear)}
+        figures = self.counts.summary("simulator/") | {"simulator/unclear_verdicts": float(self._teller.unclear)}
         if isinstance(self._chat, CountingChat):
             figures |= {f"simulator/chat/{name}": value for name, value in self._chat.counters().items()}
         return figures
 
     def reset_counters(self) -> None:
-        self._counts = PageCounts()
+        self.counts = PageCounts()
         self._teller.unclear = 0
         if isinstance(self._chat, CountingChat):
             self._chat.reset_counters()

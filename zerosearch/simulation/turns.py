@@ -30,7 +30,7 @@ class SearchTurn:
     engine: where the page comes from. date: of the search, as in ISO 8601; empty where nobody noted it.
     right: whether the episode ended in a right answer; None where nobody knows.
     noise: the page's label; None where it has none yet, or where its judge gave none.
-    verdicts: of each judge that was asked, by its name.
+    verdicts: of each judge that was asked, by its name. turn: how many searches of its episode went before.
     """
 
     question: Question
@@ -41,6 +41,7 @@ class SearchTurn:
     right: bool | None = None
     noise: Noise | None = None
     verdicts: Mapping[str, Noise | None] = field(default_factory=dict)
+    turn: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -65,6 +66,7 @@ class SearchTurn:
             "right": self.right,
             "noise": self.noise,
             "verdicts": dict(self.verdicts),
+            "turn": self.turn,
         }
 
 
@@ -135,6 +137,7 @@ def _turn(record: dict[str, Any], place: str, numbers: dict[str, str]) -> Search
         right=_truth(record.get("right", record.get("correct")), place),
         noise=_noise(record.get("noise"), place),
         verdicts={str(judge): _noise(noise, place) for judge, noise in (record.get("verdicts") or {}).items()},
+        turn=_turn_number(record.get("turn", 0), place),
     )
 
 
@@ -154,6 +157,12 @@ def _passage(text: str) -> Document:
         text = text[1:-1].replace('""', '"')
     found = next((match for form in _PASSAGES if (match := form.fullmatch(text))), None)
     return Document(found["title"].strip(), found["text"].strip()) if found else Document("", text)
+
+
+def _turn_number(value: object, place: str) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise UserError(f"`turn` in {place} is {value!r}: write how many searches of the episode went before")
+    return value
 
 
 def _truth(value: object, place: str) -> bool | None:

@@ -32,6 +32,8 @@ RANDOM = "after RL, random pages"
 ONE_SEARCH = "after RL, one search"
 SIMULATED = "after RL, simulator at noise {:g}"
 NOISES = (0.0, 0.5, 1.0)
+RATES = ("first/hit_rate", "hit_rate", "first/leak_rate", "leak_rate", "delivered_rate", "rewritten_rate")
+"""What is kept of the simulator's own figures."""
 
 
 def run_controls(path: Path) -> None:
@@ -75,7 +77,7 @@ def _simulated(run: Run, name: str, noise: float) -> None:
     simulator = run.simulator(ConstantNoise(noise))
     measure(run, name, simulator)
     counters = simulator.counters()
-    rates = {rate: round(counters[f"simulator/{rate}"], 4) for rate in ("hit_rate", "leak_rate")}
+    rates = {rate: round(counters[f"simulator/{rate}"], 4) for rate in RATES}
     run.folder.add_measurements(**{f"simulator at noise {noise:g}: {rate}": value for rate, value in rates.items()})
 
 

@@ -1,15 +1,19 @@
 """The search engines that a recipe names, made without torch where no model runs in this process."""
 
+import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from zerosearch.agent.episode import EpisodeSettings
 from zerosearch.agent.prompt import PromptTemplate, load_prompt
 from zerosearch.data import Document, Question
+from zerosearch.data.corpus import load_corpus
 from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
+from zerosearch.errors import UserError
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import CountedEngine, Noise, SearchEngine
@@ -28,7 +32,7 @@ from zerosearch.simulation.schedule import (
 )
 from zerosearch.simulation.simulator import Simulator, Writing
 from zerosearch.simulation.telling import Teller
-from zerosearch.simulation.template import Template, load_template
+from zerosearch.simulation.template import Template, load_template, template_toml
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_remote import REMOTE, Remote, Retriever, SerpApi
 
@@ -140,24 +144,48 @@ def training_engine(
 
 def make_simulator(recipe: Recipe, chat: "ChatModel", schedule: Schedule) -> Simulator:
     """The simulated engine, played by a chat model. Noise of a kind is made from the training questions."""
-    simulation, noise = recipe.simulation, recipe.simulation.noise
     return Simulator(
         chat,
         make_template(recipe),
         schedule,
         seed=recipe.seed,
-        writing=Writing(simulation.max_tokens, simulation.temperature, simulation.repair),
-        dial=Dial(noise.per, noise.share, noise.kinds.irrelevant, noise.kinds.near_miss, noise.kinds.contradicting),
-        teller=Teller(simulation.withhold, chat),
+        writing=_writing(recipe),
+        dial=_dial(recipe),
+        teller=Teller(recipe.simulation.withhold, chat),
         distractors=Distractors(_questions_for_noise(recipe)),
     )
 
 
+def simulator_settings(recipe: Recipe) -> dict[str, Any]:
+    """All that `make_simulator` makes an engine from besides its chat model and its schedule, as plain values."""
+    return {
+        "template": template_toml(make_template(recipe)),
+        "seed": recipe.seed,
+        **asdict(_writing(recipe)),
+        "noise": asdict(_dial(recipe)),
+        "withhold": recipe.simulation.withhold,
+        "questions_for_noise": [recipe.data.train, recipe.data.train_limit] if _noise_has_kinds(recipe) else None,
+    }
+
+
+def _writing(recipe: Recipe) -> Writing:
+    simulation = recipe.simulation
+    return Writing(simulation.max_tokens, simulation.temperature, simulation.repair)
+
+
+def _dial(recipe: Recipe) -> Dial:
+    noise = recipe.simulation.noise
+    return Dial(noise.per, noise.share, noise.kinds.irrelevant, noise.kinds.near_miss, noise.kinds.contradicting)
+
+
+def _noise_has_kinds(recipe: Recipe) -> bool:
+    return any(weight for _, weight in recipe.simulation.noise.kinds)
+
+
 def _questions_for_noise(recipe: Recipe) -> Sequence[Question]:
     """The training questions, where noise is of a kind."""
-    if not any(weight for _, weight in recipe.simulation.noise.kinds):
-        return ()
-    return load_questions(recipe.data.train, "train", recipe.data.train_limit).questions
+    data = recipe.data
+    return load_questions(data.train, "train", data.train_limit).questions if _noise_has_kinds(recipe) else ()
 
 
 def chat_servers(recipe: Recipe) -> "OpenAIChat":
@@ -173,6 +201,16 @@ def chat_servers(recipe: Recipe) -> "OpenAIChat":
         max_concurrency=simulation.concurrency,
         outage=simulation.outage,
     )
+
+
+def check_servers(recipe: Recipe) -> None:
+    """Ask the servers of the simulator for a word, where it has some and they are needed.
+
+    Raises:
+        RunError: none answers, or one does not know the model or the key.
+    """
+    if recipe.simulation.url and not recipe.simulation.offline:
+        asyncio.run(chat_servers(recipe).check())
 
 
 def served_chat(recipe: Recipe) -> "ChatModel":
@@ -247,6 +285,32 @@ def simulation_model(recipe: Recipe, checkpoints: Path) -> str:
 def policy_start(recipe: Recipe, checkpoints: Path) -> str:
     """The folder or name of the model before reinforcement."""
     return str(checkpoints / "warm-start") if recipe.warm_start.enabled else recipe.model.name
+
+
+def real_kind(recipe: Recipe) -> str:
+    """What the recipe's real engine is: that of its test.
+
+    Raises:
+        UserError: it has none.
+    """
+    if recipe.evaluation.engine == "none":
+        raise UserError('evaluation.engine is "none": name the real engine there, bm25, retriever or serpapi')
+    return recipe.evaluation.engine
+
+
+def real_settings(recipe: Recipe) -> dict[str, Any]:
+    """What determines the pages of the recipe's real engine; where one behind HTTP is found does not."""
+    search, kind = recipe.search, recipe.evaluation.engine
+    return {"engine": search.serpapi.engine if kind == "serpapi" else kind, "corpus": search.corpus, "k": search.k}
+
+
+def real_engine(recipe: Recipe, kind: str) -> SearchEngine:
+    """The real engine of that kind: BM25 over the whole of the recipe's corpus, or one behind HTTP.
+
+    Raises:
+        UserError: the corpus cannot be read; see also `make_remote`.
+    """
+    return make_remote(recipe, kind) if kind in REMOTE else BM25Engine(load_corpus(recipe.search.corpus))
 
 
 def make_remote(recipe: Recipe, kind: str) -> SearchEngine:

@@ -31,10 +31,10 @@ from zerosearch.search.page_cache import PageCache
 from zerosearch.search.remote import RemoteEngine
 from zerosearch.simulation.template import template_toml
 from zerosearch.simulation.tune import collect_pages, page_example
-from zerosearch.training import trainer
+from zerosearch.training import engines, trainer
 from zerosearch.training.checkpoint import checkpoints, save_model
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
-from zerosearch.training.engines import TEMPLATE, chat_servers, check_engines
+from zerosearch.training.engines import TEMPLATE, check_engines
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
@@ -96,11 +96,10 @@ def check_servers(recipe: Recipe) -> None:
     Raises:
         RunError: the run could not go on: none answers, or one does not know the model or the key.
     """
-    simulation, steps = recipe.simulation, recipe.training.steps
-    asks_servers = recipe.simulates and simulation.url and not simulation.offline
+    steps = recipe.training.steps
     last = RunFolder(Path(recipe.output)).checkpoints / f"step-{steps:06d}"
-    if asks_servers and steps and not last.is_dir():
-        asyncio.run(chat_servers(recipe).check())
+    if recipe.simulates and steps and not last.is_dir():
+        engines.check_servers(recipe)
 
 
 def open_folder(recipe: Recipe) -> RunFolder:
@@ -143,7 +142,7 @@ def tune_simulator(run: Run) -> None:
     def progress(step: int, _: int, loss: float) -> None:
         _learned(run, STAGE, step, loss)
 
-    tune_model(recipe, trees, tokenizer, target, progress, files={TEMPLATE: template_toml(run.template)})
+    tune_model(recipe, trees, tokenizer, target, progress, lambda _: {TEMPLATE: template_toml(run.template)})
     release_memory()
     run.folder.add_measurements(simulator_tuning_seconds=round(time.perf_counter() - started, 1))
 

@@ -21,12 +21,12 @@ from zerosearch.report.panel import Display, open_display
 from zerosearch.report.stage_file import StageFile
 from zerosearch.search.engine import Page, SearchEngine, SearchRequest
 from zerosearch.simulation.turns import SearchTurn
-from zerosearch.training.engines import episode_settings, make_teaching_engine
+from zerosearch.training.engines import episode_settings, make_teaching_engine, real_engine, real_kind, real_settings
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.source import Source
 
 if TYPE_CHECKING:
-    from zerosearch.inference.chat import ChatModel
+    from zerosearch.inference.openai import OpenAIChat
 
 STAGE = "collecting"
 PART = 4
@@ -47,7 +47,7 @@ class RecordingEngine:
         page = await self.engine.search(request)
         if not page.error:
             date = datetime.now(UTC).isoformat(timespec="seconds")
-            turn = SearchTurn(request.question, request.query, page.documents, self.name, date)
+            turn = SearchTurn(request.question, request.query, page.documents, self.name, date, turn=request.turn)
             self._turns.setdefault((request.question, request.sample), []).append(turn)
         return page
 
@@ -62,10 +62,11 @@ def ended_right(trajectory: Trajectory) -> bool:
     return exact_match(trajectory.answer, trajectory.question.golden_answers) == 1
 
 
-def collect(source: Source, out: Path, samples: int = 1, chat: "ChatModel | None" = None) -> dict[str, Any]:
+def collect(source: Source, out: Path, samples: int = 1, chat: "OpenAIChat | None" = None) -> dict[str, Any]:
     """Let an agent answer the source's training questions with the real engine, and write the turns into `out`.
 
-    The agent is the source's policy, or a chat model. Each question is answered `samples` times, at the temperature of
+    The engine is that of the recipe's test (`evaluation.engine`), BM25 without passages of the world's test half. The
+    agent is the source's policy, or a chat model. Each question is answered `samples` times, at the temperature of
     training. The same call goes on where it was broken off. Returns the summary: episodes, how many ended right and how
     many searched nothing, and turns (`rows`).
 
@@ -78,14 +79,23 @@ def collect(source: Source, out: Path, samples: int = 1, chat: "ChatModel | None
     questions = load_questions(recipe.data.train, "train", recipe.data.train_limit).questions
     plays = [(question, sample) for question in questions for sample in range(samples)]
     stage = StageFile(out, _settings(source, samples, chat))
+    if chat and stage.done < len(plays):
+        asyncio.run(chat.check())
     with open_display("zerosearch simulate collect", [STAGE], live=recipe.report.live) as display:
         if stage.done < len(plays):
-            engine = RecordingEngine(make_teaching_engine(recipe, load_corpus(recipe.search.corpus)))
+            engine = RecordingEngine(_engine(recipe))
             settings = episode_settings(recipe, training=True)
             agent = chat_agent(chat, engine, settings) if chat else _policy_agent(source, engine, display)
             display.stage(STAGE, len(plays), stage.done)
             _run(agent, engine, plays, stage, recipe, display)
     return stage.summary
+
+
+def _engine(recipe: Recipe) -> SearchEngine:
+    kind = real_kind(recipe)
+    if kind == "bm25":
+        return make_teaching_engine(recipe, load_corpus(recipe.search.corpus))
+    return real_engine(recipe, kind)
 
 
 def _policy_agent(source: Source, engine: SearchEngine, display: Display) -> Agent:
@@ -135,7 +145,7 @@ def _progress(display: Display, before: int) -> Callable[[Trajectory], None]:
     return progress
 
 
-def _settings(source: Source, samples: int, chat: "ChatModel | None") -> dict[str, Any]:
+def _settings(source: Source, samples: int, chat: "OpenAIChat | None") -> dict[str, Any]:
     """What the turns depend on."""
     recipe = source.recipe
     return {
@@ -144,8 +154,7 @@ def _settings(source: Source, samples: int, chat: "ChatModel | None") -> dict[st
         "questions": recipe.data.train,
         "questions_used": recipe.data.train_limit,
         "samples": samples,
-        "corpus": recipe.search.corpus,
-        "k": recipe.search.k,
+        **real_settings(recipe),
         "agent": recipe.agent.model_dump(),
         "temperature": recipe.training.temperature,
         "seed": recipe.seed,

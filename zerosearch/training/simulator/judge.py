@@ -41,12 +41,15 @@ def judge(
     words: int = 0,
     model: str = "",
     url: Sequence[str] = (),
+    timeout: float = 60.0,
+    retries: int = 3,
     live: bool = True,
 ) -> dict[str, Any]:
     """Label the pages of search turns by each judge in `by`; the first one's label is the page's.
 
     k, words: pages are cut to so many documents of so many words before they are judged; 0 leaves them whole.
     model, url: the chat model that judges for `llm`, behind OpenAI-compatible servers or in this process.
+    timeout, retries: seconds of one try of such a server, and further tries.
     The same call goes on where it was broken off. Returns the summary: each judge's labels, and how pairs agree.
 
     Raises:
@@ -61,7 +64,9 @@ def judge(
     stage = StageFile(out, settings)
     with open_display("zerosearch simulate judge", [STAGE], live=live) as display:
         display.stage(STAGE, len(turns), stage.done)
-        judges = _judges(by, turns[stage.done :], model, url)
+        waiting = turns[stage.done :]
+        asks = "llm" in by and waiting
+        judges = _judges(by, _chat(waiting, model, url, timeout, retries) if asks else None)
         for start in range(stage.done, len(turns), PART):
             part = turns[start : start + PART]
             judged = asyncio.run(_judged(part, judges))
@@ -82,21 +87,21 @@ async def _judged(turns: Sequence[SearchTurn], judges: dict[JudgeName, Judge]) -
     return await asyncio.gather(*map(one, turns))
 
 
-def _judges(
-    by: Sequence[JudgeName], turns: Sequence[SearchTurn], model: str, url: Sequence[str]
-) -> dict[JudgeName, Judge]:
+def _judges(by: Sequence[JudgeName], chat: "ChatModel | None") -> dict[JudgeName, Judge]:
     known: dict[JudgeName, Judge] = {"containment": judge_containment, "outcome": judge_outcome}
-    if "llm" in by and turns:
-        known["llm"] = ChatJudge(_chat(turns, model, url))
+    if chat:
+        known["llm"] = ChatJudge(chat)
     return {name: known[name] for name in by if name in known}
 
 
-def _chat(turns: Sequence[SearchTurn], model: str, url: Sequence[str]) -> "ChatModel":
-    """The chat model, in this process with room for the longest page."""
+def _chat(turns: Sequence[SearchTurn], model: str, url: Sequence[str], timeout: float, retries: int) -> "ChatModel":
+    """The chat model: behind servers that answer, or in this process with room for the longest page."""
     if url:
         from zerosearch.inference.openai import OpenAIChat
 
-        return OpenAIChat(url, model)
+        served = OpenAIChat(url, model, timeout=timeout, max_retries=retries)
+        asyncio.run(served.check())
+        return served
     from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
     from zerosearch.inference.plain import lane_sampler
     from zerosearch.inference.sampled_chat import SampledChat

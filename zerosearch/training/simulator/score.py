@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.data import Document, Question
-from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError
 from zerosearch.evaluation.pages import AnsweredQuery, compare_pages
@@ -21,14 +20,21 @@ from zerosearch.report.panel import Display, open_display
 from zerosearch.report.run_folder import gather_versions
 from zerosearch.report.simulator_score import SimulatorScore, plot_score, score_markdown
 from zerosearch.report.stage_file import StageFile, fingerprint
-from zerosearch.search.bm25 import BM25Engine
-from zerosearch.search.engine import Noise, Page, SearchRequest
+from zerosearch.search.engine import Noise, Page, SearchEngine, SearchRequest
+from zerosearch.simulation.quality import PageCounts
 from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.simulation.simulator import Simulator
-from zerosearch.simulation.template import template_toml
 from zerosearch.simulation.tune import WORDINGS
 from zerosearch.simulation.turns import SearchTurn, read_turns
-from zerosearch.training.engines import TUNING_SUMMARY, make_template, simulation_chat
+from zerosearch.training.engines import (
+    TUNING_SUMMARY,
+    check_servers,
+    real_engine,
+    real_kind,
+    real_settings,
+    simulation_chat,
+    simulator_settings,
+)
 from zerosearch.training.simulator.trial import simulators, write_pages
 from zerosearch.training.source import Source
 
@@ -45,7 +51,8 @@ def score_simulator(
     """Compare the source's simulator with the real engine, and write `score.json`, `score.md` and `score.png`.
 
     turns: search turns whose queries are asked, and whose pages are the real engine's; without them the queries are
-    made from the test questions, and the recipe's real engine is asked. queries: how many are drawn; 0 takes all.
+    made from the test questions. Where there is no page, the engine of the recipe's test (`evaluation.engine`) is
+    asked. queries: how many are drawn; 0 takes all.
     Where the source is a run, its policy is measured with the real engine and with the simulator at noise 0, 0.5 and 1,
     into the run's results. overrides: those of the source, which name these measurements. The same call goes on where
     it was broken off.
@@ -67,14 +74,20 @@ def score_simulator(
         "tuned_on": _tuned_on(source),
         "queries": len(asked),
         "from": str(turns or recipe.data.test),
-        "engine": ", ".join(sorted({turn.engine or "bm25" for turn in asked})),
+        "engine": ", ".join(
+            sorted({turn.engine or ("unnamed" if turn.documents else real_kind(recipe)) for turn in asked})
+        ),
         "k": recipe.search.k,
         "temperature": recipe.simulation.temperature,
+        "repair": recipe.simulation.repair,
+        "noise_per": recipe.simulation.noise.per,
+        "withhold": recipe.simulation.withhold,
         "seed": recipe.seed,
         "date": datetime.now(UTC).date().isoformat(),
         **{name: value for name, value in gather_versions().items() if name in ("zerosearch", "commit")},
     }
-    score = SimulatorScore(conditions, compare_pages(answered, recipe.seed), policy, _lengths(answered))
+    quality = {noise: PageCounts(counted).summary() for noise, counted in stage.summary.get("counts", {}).items()}
+    score = SimulatorScore(conditions, compare_pages(answered, recipe.seed), quality, policy, _lengths(answered))
     write_atomically(out / "score.json", json.dumps(score.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_atomically(out / "score.md", score_markdown(score))
     plot_score(score, out / "score.png")
@@ -95,10 +108,11 @@ def _test_questions(source: Source) -> Sequence[Question]:
 def _turns_of(questions: Sequence[Question]) -> list[SearchTurn]:
     """Queries without pages: one for each hop of the questions, or the question where it has none."""
     return [
-        SearchTurn(question, query, ())
+        SearchTurn(question, query, (), turn=turn)
         for question in questions
-        for query in [WORDINGS[0].format(subject=hop.subject, relation=hop.relation) for hop in question.hops]
-        or [question.text]
+        for turn, query in enumerate(
+            [WORDINGS[0].format(subject=hop.subject, relation=hop.relation) for hop in question.hops] or [question.text]
+        )
     ]
 
 
@@ -110,58 +124,69 @@ def _drawn(turns: Sequence[SearchTurn], count: int, seed: int) -> list[SearchTur
 
 def _settings(source: Source, turns: Path | None, count: int) -> dict[str, Any]:
     """What the pages depend on."""
-    recipe, simulation = source.recipe, source.recipe.simulation
+    recipe = source.recipe
     return {
         "simulator": source.simulator,
-        "template": template_toml(make_template(recipe)),
-        "temperature": simulation.temperature,
-        "max_tokens": simulation.max_tokens,
+        **simulator_settings(recipe),
         "queries": count,
         "turns": fingerprint(turns) if turns else recipe.data.test,
-        "corpus": recipe.search.corpus,
-        "k": recipe.search.k,
-        "seed": recipe.seed,
+        **real_settings(recipe),
     }
 
 
 def _write_pages(source: Source, asked: Sequence[SearchTurn], stage: StageFile, display: Display) -> None:
     recipe = source.recipe
+    check_servers(recipe)
     engines = simulators(source, simulation_chat(recipe, source.simulator))
-    real = BM25Engine(load_corpus(recipe.search.corpus)) if not all(turn.documents for turn in asked) else None
+    for noise, counted in stage.summary.get("counts", {}).items():
+        engines[noise].counts = PageCounts(counted)
+    real = None if all(turn.documents for turn in asked) else real_engine(recipe, real_kind(recipe))
+    pages_asked = len(asked) * (len(engines) + (real is not None))
     failed = 0
     for start in range(stage.done, len(asked), PART):
-        part = [_with_real_page(turn, real, recipe.search.k) for turn in asked[start : start + PART]]
-        pages = asyncio.run(_pages_for(part, engines, recipe.search.k))
-        errors = [page.error for each in pages for page in each.values() if page.error]
+        part = asked[start : start + PART]
+        pages = asyncio.run(_pages_for(part, real, engines, recipe.search.k))
+        errors = [page.error for found, written in pages for page in (found, *written.values()) if page.error]
         failed += len(errors)
-        if failed > recipe.search.failure_threshold * 2 * len(asked):
+        if failed > recipe.search.failure_threshold * pages_asked:
             raise RunError(
-                f"{failed} of {2 * len(asked)} pages could not be written, more than search.failure_threshold = "
+                f"{failed} of {pages_asked} searches failed, more than search.failure_threshold = "
                 f"{recipe.search.failure_threshold:g} allows; the last error was: {errors[-1]}"
             )
         rows = [
-            {**turn.to_record(), "simulated": {noise: asdict(page) for noise, page in each.items()}}
-            for turn, each in zip(part, pages, strict=True)
+            {
+                **replace(
+                    turn, documents=found.documents, engine=turn.engine or (real.name if real else "")
+                ).to_record(),
+                "error": found.error,
+                "simulated": {noise: asdict(page) for noise, page in written.items()},
+            }
+            for turn, (found, written) in zip(part, pages, strict=True)
         ]
-        stage.add(rows, start + len(part))
+        counts = {noise: engine.counts.to_json() for noise, engine in engines.items()}
+        stage.add(rows, start + len(part), counts=counts)
         display.update(start + len(part), failed=failed)
 
 
-def _with_real_page(turn: SearchTurn, real: BM25Engine | None, k: int) -> SearchTurn:
-    if turn.documents or real is None:
-        return turn.cut(k)
-    return replace(turn, documents=tuple(real.rank(turn.query, k)), engine=real.name)
+async def _pages_for(
+    turns: Sequence[SearchTurn], real: SearchEngine | None, engines: dict[Noise, Simulator], k: int
+) -> list[tuple[Page, dict[Noise, Page]]]:
+    """The real page of each turn, its own where it has one, and the simulated ones."""
 
+    async def one(turn: SearchTurn) -> tuple[Page, dict[Noise, Page]]:
+        request = SearchRequest(turn.query, turn.question, k, turn=turn.turn)
+        own = Page(turn.cut(k).documents)
+        found = own if own.documents or real is None else await real.search(request)
+        return found, await write_pages(engines, request)
 
-async def _pages_for(turns: Sequence[SearchTurn], engines: dict[Noise, Simulator], k: int) -> list[dict[Noise, Page]]:
-    return await asyncio.gather(*(write_pages(engines, SearchRequest(turn.query, turn.question, k)) for turn in turns))
+    return await asyncio.gather(*map(one, turns))
 
 
 def _answered(stage: StageFile) -> Iterator[AnsweredQuery]:
     """The queries and pages that were written."""
     for turn, row in zip(read_turns(stage.path), stage.rows(), strict=True):
         simulated = {noise: _page(page) for noise, page in row["simulated"].items()}
-        yield AnsweredQuery(turn.question, turn.query, Page(turn.documents), simulated)
+        yield AnsweredQuery(turn.question, turn.query, Page(turn.documents, error=row["error"]), simulated)
 
 
 def _page(record: Mapping[str, Any]) -> Page:
@@ -192,9 +217,13 @@ def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -
     for share in NOISES:
         name = SIMULATED.format(share)
         systems[name] = ", ".join([TRAINED, name, *said]), share
-    for system, noise in systems.values():
-        if system not in source.folder.read_results().systems:
-            run.take_policy(source.policy)
-            measure(run, system, run.real_engine if noise is None else run.simulator(ConstantNoise(noise)))
+    missing = {
+        system: noise for system, noise in systems.values() if system not in source.folder.read_results().systems
+    }
+    if any(noise is not None for noise in missing.values()):
+        check_servers(source.recipe)
+    for system, noise in missing.items():
+        run.take_policy(source.policy)
+        measure(run, system, run.real_engine if noise is None else run.simulator(ConstantNoise(noise)))
     found = source.folder.read_results().systems
     return {name: found[system].all.f1_estimate for name, (system, _) in systems.items()}

@@ -10,7 +10,7 @@ from zerosearch.search.engine import Noise, Page, SearchRequest
 from zerosearch.simulation.quality import holds_answer
 from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.simulation.simulator import Simulator
-from zerosearch.training.engines import make_simulator, simulation_chat
+from zerosearch.training.engines import check_servers, make_simulator, simulation_chat
 from zerosearch.training.source import Source
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ def try_queries(source: Source, queries: Iterable[str], question: str = "", answ
     """Print for each query the page that the source's simulator writes when it is to be useful, and when noisy.
 
     question, answers: what the simulator is told besides; without a question it is the query itself.
+
+    Raises:
+        RunError: the servers of the simulator cannot be used.
     """
+    check_servers(source.recipe)
     engines = simulators(source, simulation_chat(source.recipe, source.simulator))
     for query in queries:
         asked = Question("tried", question or query, answers, "tried")

@@ -75,7 +75,8 @@ def tune(data: Path, recipe: Recipe, out: Path, held_out: int = 0) -> dict[str, 
     Raises:
         UserError: the folder is taken, or another tuning is unfinished beside it; see also `read_lessons`.
     """
-    if out.exists():
+    kept_in = out.with_name(f"{out.name}.checkpoints")
+    if out.exists() and not kept_in.is_dir():
         raise UserError(f"{out} is there already: delete it or choose another folder")
     started = time.perf_counter()
     lessons = read_lessons(data, recipe, held_out)
@@ -91,8 +92,11 @@ def tune(data: Path, recipe: Recipe, out: Path, held_out: int = 0) -> dict[str, 
         "seed": recipe.seed,
         **tuning.model_dump(exclude={"enabled", "save_every"}),
     }
-    kept_in = out.with_name(f"{out.name}.checkpoints")
     _begin(kept_in, conditions)
+    if out.exists():
+        summary = _finished(out, conditions)
+        shutil.rmtree(kept_in)
+        return summary
     with open_display("zerosearch simulate tune", [STAGE], live=recipe.report.live) as display:
         if left_out := len(lessons.examples) - len(trees):
             display.note(f"left out {left_out} pages of more than {tuning.max_tokens} tokens")
@@ -101,19 +105,21 @@ def tune(data: Path, recipe: Recipe, out: Path, held_out: int = 0) -> dict[str, 
         def progress(step: int, _: int, loss: float) -> None:
             display.update(step, loss=loss)
 
-        losses = tune_model(recipe, trees, tokenizer, out, progress, kept_in, lessons.files)
-    summary = {
-        **conditions,
-        "examples": len(trees),
-        "left_out": left_out,
-        "updates": steps,
-        "last_loss": round(fmean(losses[-10:]), 4) if losses else None,
-        "seconds": round(time.perf_counter() - started, 1),
-        **gather_versions(),
-    }
-    write_atomically(out / TUNING_SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        def files(losses: Sequence[float]) -> dict[str, str]:
+            summary = {
+                **conditions,
+                "examples": len(trees),
+                "left_out": left_out,
+                "updates": steps,
+                "last_loss": round(fmean(losses[-10:]), 4) if losses else None,
+                "seconds": round(time.perf_counter() - started, 1),
+                **gather_versions(),
+            }
+            return {**lessons.files, TUNING_SUMMARY: json.dumps(summary, indent=2, ensure_ascii=False) + "\n"}
+
+        tune_model(recipe, trees, tokenizer, out, progress, files, kept_in)
     shutil.rmtree(kept_in)
-    return summary
+    return _finished(out, conditions)
 
 
 def export_lessons(data: Path, recipe: Recipe, out: Path, gpus: int, held_out: int = 0) -> int:
@@ -139,6 +145,19 @@ def _begin(kept_in: Path, conditions: Mapping[str, object]) -> None:
     except OSError as error:
         raise UserError(f"{kept_in} cannot be made ({error.strerror}): choose another folder") from error
     write_atomically(noted, json.dumps(dict(conditions)))
+
+
+def _finished(out: Path, conditions: Mapping[str, object]) -> dict[str, Any]:
+    """The summary of a finished tuning.
+
+    Raises:
+        UserError: the folder is not one of these conditions.
+    """
+    if not (out / TUNING_SUMMARY).is_file():
+        raise UserError(f"{out} is there already and no tuning wrote it: delete it or choose another folder")
+    summary: dict[str, Any] = json.loads((out / TUNING_SUMMARY).read_text("utf-8"))
+    check_settings(summary, conditions, out)
+    return summary
 
 
 def read_lessons(data: Path, recipe: Recipe, held_out: int = 0) -> Lessons:
@@ -196,12 +215,13 @@ def tune_model(
     tokenizer: "PreTrainedTokenizerBase",
     target: Path,
     progress: Callable[[int, int, float], None],
+    files: Callable[[Sequence[float]], Mapping[str, str]],
     kept_in: Path | None = None,
-    files: dict[str, str] | None = None,
-) -> list[float]:
-    """Tune `simulation.model` on the trees, write it into the folder `target`, and return the losses of its updates.
+) -> None:
+    """Tune `simulation.model` on the trees, and write it into the folder `target`, whole or not at all.
 
-    kept_in: a folder for checkpoints, from which a broken tuning goes on. files: what goes beside the model.
+    files: what goes beside the model, by the losses of the updates. kept_in: a folder for checkpoints, from which a
+    broken tuning goes on.
     """
     tuning = recipe.simulation.tuning
     found = checkpoints(kept_in)[-1:] if kept_in else []
@@ -224,8 +244,7 @@ def tune_model(
     )
     keeper = _Checkpoints(kept_in, model, tokenizer, tuning.save_every) if kept_in else None
     losses = learn(model, trees, settings, progress, keeper=keeper)
-    save_model(model, tokenizer, target, files)
-    return losses
+    save_model(model, tokenizer, target, files(losses))
 
 
 def updates(trees: "Sequence[Tree]", recipe: Recipe) -> int:
