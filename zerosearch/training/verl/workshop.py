@@ -15,7 +15,7 @@ from zerosearch.inference.sampler import Sampler
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import CountedEngine, SearchEngine
+from zerosearch.search.engine import CountedEngine, Figure, SearchEngine, figures_of
 from zerosearch.training.engines import (
     episode_settings,
     make_remote,
@@ -66,11 +66,11 @@ class Workshop:
                 engine.reset_counters()
         return Agent(sampler, tokenizer, engine, self._settings[training], TagProtocol(searches=engine is not None))
 
-    def counted(self) -> dict[str, float]:
+    def counted(self) -> dict[str, Figure]:
         """What the training engine counted in this step so far, with `episodes`, the number of calls of this."""
         self._finished += 1
-        engine: CountedEngine | None = vars(self).get("training_engine")  # it may be what could not be made
-        return {"episodes": self._finished} | (engine.counters() if engine else {})
+        engine = vars(self).get("training_engine")  # it may be what could not be made
+        return {"episodes": self._finished} | figures_of(engine)
 
     @cached_property
     def training_engine(self) -> CountedEngine | None:
