@@ -74,6 +74,7 @@ def loop(recipe: Path, servers: Any) -> ZeroSearchAgentLoop:
         dataset_cls=None,
         data_config=DictConfigWrap(OmegaConf.create({})),
         recipe=str(recipe),
+        folder=str(recipe.parent),
         tools=None,
     )
 

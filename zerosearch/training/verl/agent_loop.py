@@ -46,12 +46,12 @@ class ZeroSearchAgentLoop(AgentLoopBase):
     `extra_fields["error"]`. `extra_fields` hold the whole trajectory, what it earned and what the engine counted; the
     buffer (`buffer.py`) makes the step's figures of them.
 
-    recipe: path of the resolved recipe, from the agent loop's YAML file.
+    recipe, folder: path of the resolved recipe, and where the run was started, from the agent loop's YAML file.
     """
 
-    def __init__(self, *args: Any, recipe: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recipe: str, folder: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._recipe = recipe
+        self._recipe, self._folder = recipe, folder
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
         """Run the row's episode.
@@ -100,7 +100,7 @@ class ZeroSearchAgentLoop(AgentLoopBase):
 
     async def _episode(self, sampling_params: dict[str, Any], row: dict[str, Any], attempt: Attempt) -> None:
         """Run the episode and reward it, and keep in `attempt` how far that came."""
-        shop = workshop(self._recipe, self.rollout_config.agent.num_workers)
+        shop = workshop(self._recipe, self._folder, self.rollout_config.agent.num_workers)
         recipe, extra, step = shop.recipe, row["extra_info"], int(row["global_steps"])
         training = extra["split"] != "test"
         attempt.counting = shop if training else None

@@ -1,5 +1,6 @@
 """What the episodes of one of verl's worker processes share: recipe, engines, their clients and caches."""
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -112,11 +113,18 @@ class Workshop:
 _workshops: dict[str, Workshop] = {}
 
 
-def workshop(recipe: str, workers: int) -> Workshop:
-    """The process's workshop for the recipe of that path, with one worker's share of what servers may be asked."""
+def workshop(recipe: str, folder: str, workers: int) -> Workshop:
+    """The process's workshop for the recipe of that path, with one worker's share of what servers may be asked.
+
+    folder: where the run was started, and a reward function of one's own may lie.
+
+    Raises:
+        UserError: the recipe cannot be read.
+    """
     if recipe not in _workshops:
-        checkpoints = RunFolder(Path(recipe).parent).checkpoints
-        _workshops[recipe] = Workshop(share(load_recipe(recipe), workers), checkpoints)
+        loaded = load_recipe(recipe)
+        sys.path.append(folder)
+        _workshops[recipe] = Workshop(share(loaded, workers), RunFolder(Path(loaded.output)).checkpoints)
     return _workshops[recipe]
 
 
