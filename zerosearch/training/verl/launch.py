@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.errors import RunError
-from zerosearch.evaluation.results import TRAINED
+from zerosearch.evaluation.results import TRAINED, UNTRAINED
 from zerosearch.inference.embedded import resolve_model
 from zerosearch.report.files import write_atomically
 from zerosearch.report.panel import Display, open_display
@@ -22,7 +22,15 @@ from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
-from zerosearch.training.stages import check_servers, open_folder, report, stage_names, tune_simulator, warm_start
+from zerosearch.training.stages import (
+    check_servers,
+    evaluate_policy,
+    open_folder,
+    report,
+    stage_names,
+    tune_simulator,
+    warm_start,
+)
 from zerosearch.training.trainer import SHOWN, STAGE
 from zerosearch.training.verl.absolute import absolute
 from zerosearch.training.verl.data import write_data
@@ -58,7 +66,7 @@ RAISED = re.compile(r"^((?:[A-Za-z_]\w*\.)*\w+(?:Error|Exception): .+)", re.MULT
 def train(recipe: Recipe) -> None:
     """Carry out a recipe on verl, or go on from its last checkpoint, and print what came of it.
 
-    Demonstrations and the tuning of a simulator come before, in this process.
+    Demonstrations, the test of the model before them and the tuning of a simulator come before, in this process.
 
     Raises:
         UserError: something in the recipe cannot be done on verl. RunError: the run could not go on.
@@ -70,7 +78,8 @@ def train(recipe: Recipe) -> None:
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
-    stages = [name for name in stage_names(recipe) if not name.startswith("evaluation")]
+    here = [f"evaluation {UNTRAINED}"] if recipe.warm_start.enabled else []
+    stages = [name for name in stage_names(recipe) if name in here or not name.startswith("evaluation")]
     with open_display(f"zerosearch {folder.path.name}", stages, live=recipe.report.live) as display:
         trained = steps_saved(Files.of(folder.path).checkpoints) == recipe.training.steps
         tested = TRAINED in folder.read_results().systems or not recipe.evaluation.trained
@@ -84,6 +93,8 @@ def prepare(recipe: Recipe, folder: RunFolder, display: Display) -> str:
     if not (recipe.warm_start.enabled or recipe.simulation.tuning.enabled):
         return recipe.model.name
     run = Run(recipe, folder, display)
+    if recipe.warm_start.enabled and recipe.evaluation.untrained:
+        evaluate_policy(run, UNTRAINED)
     tune_simulator(run)
     start = warm_start(run)
     run.drop_policy()

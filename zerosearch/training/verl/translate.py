@@ -322,13 +322,14 @@ def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int) -> Keys:
 
 def _trainer(recipe: Recipe, files: Files) -> Keys:
     training, verl, critic = recipe.training, recipe.verl, recipe.algorithm.critic
+    warmed = recipe.warm_start.enabled  # then the model as it came is tested before the warm start
     keys: Keys = {
         "trainer.device": verl.device,
         "trainer.nnodes": verl.nodes,
         "trainer.n_gpus_per_node": verl.gpus_per_node,
         "trainer.total_training_steps": training.steps,
         "trainer.total_epochs": 1,
-        "trainer.val_before_train": recipe.evaluation.untrained,
+        "trainer.val_before_train": recipe.evaluation.warm_start if warmed else recipe.evaluation.untrained,
         "trainer.test_freq": training.steps if recipe.evaluation.trained else -1,
         "trainer.save_freq": training.save_every or training.steps,
         "trainer.max_actor_ckpt_to_keep": max(training.keep, FEWEST_KEPT),

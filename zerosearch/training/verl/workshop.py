@@ -136,7 +136,7 @@ def share(recipe: Recipe, workers: int) -> Recipe:
             update={
                 "concurrency": max(1, settings.concurrency // workers),
                 "rate": settings.rate / workers,
-                "max_calls": max(1, settings.max_calls // workers) if settings.max_calls else 0,
+                "max_calls": settings.max_calls // workers,
             }
         )
         for kind, settings in (("retriever", search.retriever), ("serpapi", search.serpapi))
