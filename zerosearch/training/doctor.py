@@ -24,6 +24,7 @@ from zerosearch.training.engines import chat_servers, make_prompt, make_remote, 
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.rewards import load_function
 from zerosearch.training.verl.shape import shape_of
+from zerosearch.training.verl.translate import FEWEST_KEPT
 
 State = Literal["ok", "warning", "problem"]
 GIGABYTE = 10**9
@@ -270,7 +271,10 @@ def _disk(recipe: Recipe) -> Iterator[Finding]:
         folder = folder.parent
     free, shape = shutil.disk_usage(folder).free, shape_of(recipe.model.name)
     models = 2 if recipe.algorithm.estimator == "critic" else 1
-    wanted = 12 * shape.parameters * models * (recipe.training.keep + 1) if shape else 0
+    kept = recipe.training.keep + 1
+    if recipe.trainer == "verl":
+        kept = max(recipe.training.keep, FEWEST_KEPT) + 2  # the one that is written, and the last good one
+    wanted = 12 * shape.parameters * models * kept if shape else 0
     said = f"{free / GIGABYTE:.0f} GB free at {folder}, about {wanted / GIGABYTE:.1f} GB wanted for checkpoints"
     hint = ": make room, choose another output, or lower training.keep"
     yield Finding("disk", "ok" if free > wanted else "problem", said if free > wanted else said + hint)

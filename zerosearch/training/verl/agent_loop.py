@@ -34,8 +34,8 @@ class Attempt:
     trajectory: Trajectory
     parts: dict[str, float] = field(default_factory=dict)
     session: Session | None = None
-    counting: Workshop | None = None
-    """The process's workshop, where its engine counts this episode: in training."""
+    shop: Workshop | None = None
+    training: bool = True
     failure: Failure | None = None
 
 
@@ -65,7 +65,7 @@ class ZeroSearchAgentLoop(AgentLoopBase):
         except Exception as error:
             log.exception("an episode failed")
             attempt.failure = Failure(_said(error), ends_run=isinstance(error, RunError | UserError))
-        trajectory, failure, shop = attempt.trajectory, attempt.failure, attempt.counting
+        trajectory, failure, shop = attempt.trajectory, attempt.failure, attempt.shop
         versions = attempt.session.versions if attempt.session else []
         fields = {
             "trajectory": json.dumps(trajectory.to_json()),
@@ -73,7 +73,7 @@ class ZeroSearchAgentLoop(AgentLoopBase):
             "error": failure.sentence if failure else "",
             "ends_run": failure is not None and failure.ends_run,
             "worker": shop.name if shop else "",
-            "counted": shop.counted() if shop else {},
+            "counted": shop.counted(attempt.training) if shop else {},
             "min_global_steps": min(versions, default=trajectory.step),
             "max_global_steps": max(versions, default=trajectory.step),
             "reward_extra_info": _scores(trajectory),
@@ -100,10 +100,9 @@ class ZeroSearchAgentLoop(AgentLoopBase):
 
     async def _episode(self, sampling_params: dict[str, Any], row: dict[str, Any], attempt: Attempt) -> None:
         """Run the episode and reward it, and keep in `attempt` how far that came."""
-        shop = workshop(self._recipe, self._folder, self.rollout_config.agent.num_workers)
+        attempt.shop = shop = workshop(self._recipe, self._folder, self.rollout_config.agent.num_workers)
         recipe, extra, step = shop.recipe, row["extra_info"], int(row["global_steps"])
-        training = extra["split"] != "test"
-        attempt.counting = shop if training else None
+        attempt.training = training = extra["split"] != "test"
         seeded = recipe.verl.rollout == "local" or recipe.training.deterministic
         served = Served(self.server_manager, self.tokenizer, recipe.verl.rollout, sampling_params, seeded)
         attempt.session = served.session()

@@ -25,6 +25,8 @@ class Files:
     """Folder of verl's checkpoints, `global_step_N` in each."""
     metrics: Path
     """verl's metrics, a JSON object a line."""
+    taken: Path
+    """What the buffer took: a JSON object for each step, with our figures of it, and for each part of a test."""
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -40,4 +42,5 @@ class Files:
             folder=folder,
             checkpoints=folder / "checkpoints",
             metrics=verl / "metrics.jsonl",
+            taken=verl / "taken.jsonl",
         )

@@ -13,9 +13,10 @@ from typing import Any
 from zerosearch.errors import RunError
 from zerosearch.evaluation.results import TRAINED, UNTRAINED
 from zerosearch.inference.embedded import resolve_model
-from zerosearch.report.files import write_atomically
+from zerosearch.report.files import JsonLines, write_atomically
 from zerosearch.report.panel import Display, open_display
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.training.checkpoint import keep_good
 from zerosearch.training.engines import check_engines
 from zerosearch.training.health import Watch
 from zerosearch.training.recipe import Recipe
@@ -36,7 +37,7 @@ from zerosearch.training.verl.absolute import absolute
 from zerosearch.training.verl.data import write_data
 from zerosearch.training.verl.files import Files
 from zerosearch.training.verl.known import check_overrides
-from zerosearch.training.verl.process import Program
+from zerosearch.training.verl.process import Program, ended_as_interrupted
 from zerosearch.training.verl.translate import hydra_arguments, translate
 
 PLUGIN = "zerosearch.training.verl.plugin"
@@ -80,7 +81,8 @@ def train(recipe: Recipe) -> None:
     folder = open_folder(recipe)
     here = [f"evaluation {UNTRAINED}"] if recipe.warm_start.enabled else []
     stages = [name for name in stage_names(recipe) if name in here or not name.startswith("evaluation")]
-    with open_display(f"zerosearch {folder.path.name}", stages, live=recipe.report.live) as display:
+    title = f"zerosearch {folder.path.name}"
+    with ended_as_interrupted(), open_display(title, stages, live=recipe.report.live) as display:
         trained = steps_saved(Files.of(folder.path).checkpoints) == recipe.training.steps
         tested = TRAINED in folder.read_results().systems or not recipe.evaluation.trained
         if not (trained and tested):
@@ -120,6 +122,7 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     write_atomically(files.agent, agent_yaml(files))
     done = steps_saved(files.checkpoints)
     folder.resume(STAGE, done)
+    fill(folder, files, done)
     display.stage(STAGE, recipe.training.steps, done)
     log = files.agent.parent / "verl.log"
     for old in (files.metrics, log):
@@ -134,6 +137,30 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
             program.close()
     if program.code:
         raise RunError(f"{why(log)}; {way_on(files)}")
+    check_done(recipe, folder, files)
+
+
+def fill(folder: RunFolder, files: Files, done: int) -> None:
+    """Take our figures of steps that verl saved, and was ended before it logged them; its own are lost."""
+    logged = {row["step"] for row in folder.metrics.rows(STAGE)}
+    taken = {row["step"]: row["figures"] for row in JsonLines(files.taken).read() if "figures" in row}
+    for step in sorted(taken.keys() - logged):
+        if step <= done:
+            folder.metrics.append(STAGE, step, taken[step])
+    files.taken.unlink(missing_ok=True)
+
+
+def check_done(recipe: Recipe, folder: RunFolder, files: Files) -> None:
+    """Look whether a program that ended well did all that it was told.
+
+    Raises:
+        RunError: steps are missing, or the result of the test is.
+    """
+    log, saved, steps = files.agent.parent / "verl.log", steps_saved(files.checkpoints), recipe.training.steps
+    if saved < steps:
+        raise RunError(f"verl ended after step {saved} of {steps} and said no error, see {log}; {way_on(files)}")
+    if recipe.evaluation.trained and TRAINED not in folder.read_results().systems:
+        raise RunError(f"verl ended without a whole test of the trained policy, see {log}; {way_on(files)}")
 
 
 def agent_yaml(files: Files) -> str:
@@ -198,13 +225,15 @@ def follow(program: Program, recipe: Recipe, folder: RunFolder, files: Files, di
     """Take verl's metrics into the run folder until the program ends.
 
     Raises:
-        RunError: no step came within `verl.time_limit`, or the policy collapsed.
+        RunError: no rollout, step or part of a test ended within `verl.time_limit`, or the policy collapsed.
     """
     watch = Watch(recipe.health, folder.metrics.rows(STAGE))
     limit, latest, looked = recipe.verl.time_limit, time.monotonic(), 0.0
-    read = 0
+    read, taken = 0, 0
     while True:
         ended = program.code is not None
+        if (size := files.taken.stat().st_size if files.taken.is_file() else 0) != taken:
+            taken, latest = size, time.monotonic()
         for step, figures in steps_of(files.metrics, read):
             read += 1
             if "reward" not in figures:
@@ -213,12 +242,13 @@ def follow(program: Program, recipe: Recipe, folder: RunFolder, files: Files, di
             display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
             latest = time.monotonic()
             watch.see(step, figures)
+            keep_good(files.checkpoints, watch.good_step)
             watch.check(files.checkpoints, recipe.model.name)
         if ended:
             return
         if limit and time.monotonic() - latest > limit:
             raise RunError(
-                f"no step ended within verl.time_limit = {limit} seconds; what verl said is in "
+                f"no rollout, step or part of a test ended within verl.time_limit = {limit} seconds; what verl said is in "
                 f"{files.agent.parent / 'verl.log'}; {way_on(files)}"
             )
         if time.monotonic() - looked > 10 * LOOK_SECONDS:

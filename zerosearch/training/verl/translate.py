@@ -139,7 +139,7 @@ def _rollout(recipe: Recipe, files: Files) -> Keys:
         f"{ROLLOUT}.calculate_log_probs": True,
         f"{ROLLOUT}.seed": recipe.seed,
         f"{ROLLOUT}.full_determinism": recipe.training.deterministic,
-        f"{ROLLOUT}.dtype": _dtype(recipe),
+        f"{ROLLOUT}.dtype": dtype(recipe),
         f"{ROLLOUT}.tensor_model_parallel_size": verl.tensor_parallel,
         f"{ROLLOUT}.gpu_memory_utilization": verl.memory_share,
         f"{ROLLOUT}.free_cache_engine": verl.device == "cuda",
@@ -260,7 +260,7 @@ def _engine(recipe: Recipe, role: str) -> Keys:
             settings["override_transformer_config.recompute_method"] = "uniform"
             settings["override_transformer_config.recompute_num_layers"] = 1
         return {f"{role}.megatron.{name}": value for name, value in settings.items()}
-    short = {"float32": "fp32", "bfloat16": "bf16"}[_dtype(recipe)]
+    short = {"float32": "fp32", "bfloat16": "bf16"}[dtype(recipe)]
     settings = {
         "model_dtype": "fp32",
         "mixed_precision.param_dtype": short,
@@ -363,7 +363,8 @@ def _ray(recipe: Recipe) -> Keys:
     return keys
 
 
-def _dtype(recipe: Recipe) -> str:
+def dtype(recipe: Recipe) -> str:
+    """The type in which the model computes, on both sides."""
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
     return "bfloat16" if recipe.verl.device == "cuda" else "float32"

@@ -45,13 +45,13 @@ class Workshop:
         self.name = uuid4().hex
         self._settings = {training: episode_settings(recipe, training) for training in (True, False)}
         self._policy: SampledChat | None = None
-        self._step = -1
+        self._counting = (False, -1)
         self._finished = 0
 
     def agent(
         self, training: bool, sampler: Sampler, tokenizer: "PreTrainedTokenizerBase", step: int, anew: Sampler
     ) -> Agent:
-        """The agent of one episode. The training engine starts counting again with each step.
+        """The agent of one episode. Engines start counting again with each step, and with each test.
 
         anew: samples requests that do not go on from one another, for a policy that plays itself.
 
@@ -61,16 +61,16 @@ class Workshop:
         if self._policy is None and self.recipe.policy_simulates:
             self._policy = SampledChat(anew, tokenizer, "policy")
         engine = self.training_engine if training else self.test_engine
-        if training and step != self._step:
-            self._step, self._finished = step, 0
+        if (training, step) != self._counting:
+            self._counting, self._finished = (training, step), 0
             if isinstance(engine, CountedEngine):
                 engine.reset_counters()
         return Agent(sampler, tokenizer, engine, self._settings[training], TagProtocol(searches=engine is not None))
 
-    def counted(self) -> dict[str, Figure]:
-        """What the training engine counted in this step so far, with `episodes`, the number of calls of this."""
+    def counted(self, training: bool) -> dict[str, Figure]:
+        """What the engine of a step or of a test counted so far, with `episodes`, the number of calls of this."""
         self._finished += 1
-        engine = vars(self).get("training_engine")  # it may be what could not be made
+        engine = vars(self).get("training_engine" if training else "test_engine")  # it may be what could not be made
         return {"episodes": self._finished} | figures_of(engine)
 
     @cached_property
