@@ -248,8 +248,8 @@ def follow(program: Program, recipe: Recipe, folder: RunFolder, files: Files, di
             return
         if limit and time.monotonic() - latest > limit:
             raise RunError(
-                f"no rollout, step or part of a test ended within verl.time_limit = {limit} seconds; what verl said is in "
-                f"{files.agent.parent / 'verl.log'}; {way_on(files)}"
+                f"no rollout, step or part of a test ended within verl.time_limit = {limit} seconds; what verl said is "
+                f"in {files.agent.parent / 'verl.log'}; {way_on(files)}"
             )
         if time.monotonic() - looked > 10 * LOOK_SECONDS:
             program.look()
