@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import defaultdict
+from datetime import date
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from zerosearch.simulation.quality import PageCounts
 from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import load_template
-from zerosearch.training.verl.buffer import Episode, check_number, figures_of, joined
+from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.verl.buffer import Episode, check_number, conditions, figures_of, joined
 
 QUESTION = Question("q1", "Who founded Silver Anchor?", ("Alice Turner",), "paths")
 
@@ -85,3 +87,15 @@ def test_episodes_that_verl_lost_end_the_run(found: int, wanted: int) -> None:
     check_number(wanted, wanted)
     with pytest.raises(RunError, match=rf"{wanted - found} of {wanted} episodes did not come back"):
         check_number(found, wanted)
+
+
+def test_results_say_what_they_were_measured_under() -> None:
+    own = load_recipe("world", ["trainer=verl", "model.dtype=bfloat16", "seed=3"])
+    found = conditions(own, {"search/bm25/calls": 9.0})
+    assert found.items() >= {"engine": "bm25", "corpus": "world", "dtype": "bfloat16", "seed": 3}.items()
+    assert "address" not in found
+    real = load_recipe("world", ["trainer=verl", "evaluation.engine=serpapi"])
+    counters = {"search/serpapi/requests": 5.0, "search/serpapi/cost": 0.5, "search/serpapi/calls": 7.0}
+    found = conditions(real, counters)
+    assert found.items() >= {"address": "https://serpapi.com", "requests": 5.0, "cost": 0.5}.items()
+    assert date.fromisoformat(str(found["date"])) and "corpus" not in found

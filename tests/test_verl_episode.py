@@ -135,7 +135,8 @@ def test_test_rows_are_greedy_and_search_with_the_engine_of_the_test(recipe: Pat
     output = run(recipe, servers, split="test")
     assert all(each["temperature"] == 0 for each in servers.asked)
     assert record(output).searches[0].noise is None and not server.asked()
-    assert output.extra_fields["counted"] == {}
+    assert output.extra_fields["counted"]["search/bm25/calls"] == 1
+    assert not any(name.startswith("simulator") for name in output.extra_fields["counted"])
     trained = run(recipe, Writer(SEARCH, ANSWER))
     assert record(trained).searches[0].noise in ("useful", "noisy") and len(server.asked()) == 1
 
