@@ -15,7 +15,14 @@ from zerosearch.training.verl.files import Files
 from zerosearch.training.verl.translate import translate
 
 BASE = ["trainer=verl", "warm_start.enabled=false", "simulation.tuning.enabled=false", "search.type=bm25"]
-BASE += ["algorithm.type=grpo", "verl.device=cpu", "verl.rollout=local", "training.questions_per_step=8"]
+BASE += [
+    "algorithm.type=grpo",
+    "algorithm.kl_coefficient=0.001",
+    "algorithm.mini_batches=1",
+    "verl.device=cpu",
+    "verl.rollout=local",
+    "training.questions_per_step=8",
+]
 REWARD = ["algorithm.type=ppo", "algorithm.kl_coefficient=0.01"]
 
 TRANSLATED: dict[str, list[str]] = {
@@ -122,7 +129,6 @@ CARRIED_OUT: dict[str, tuple[str, ...]] = {
     "training/verl/launch.py": ("verl.time_limit", "report.live", "warm_start.enabled"),
     "training/stages.py": (
         *(f"simulation.tuning.{name}" for name in ("pages", "epochs", "batch_size", "learning_rate")),
-        *("simulation.tuning.max_tokens", "simulation.tuning.lora.rank", "simulation.tuning.lora.alpha"),
         *(f"warm_start.{name}" for name in ("demonstrations", "epochs", "batch_size", "learning_rate")),
         "report.examples",
     ),
@@ -136,7 +142,10 @@ CARRIED_OUT: dict[str, tuple[str, ...]] = {
         *("health.max_invalid_actions", "health.max_truncated_turns", "health.max_empty_pages"),
         *("health.max_repetition", "health.reward_steps"),
     ),
-    "cli/simulate.py": ("simulation.tuning.save_every",),
+    "training/simulator/tune.py": (
+        *("simulation.tuning.lora.rank", "simulation.tuning.lora.alpha", "simulation.tuning.save_every"),
+    ),
+    "simulation/tune.py": ("simulation.tuning.max_tokens",),
 }
 """Where this package itself does what a key says, on verl as elsewhere."""
 

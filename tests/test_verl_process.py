@@ -161,7 +161,7 @@ for step, row in enumerate(rows, 1):
         file.write(row + "\n")
     if step > 2:
         shutil.rmtree(checkpoints / f"global_step_{{step - 2}}" / "actor")  # as verl does
-    time.sleep(1.5)
+    time.sleep(0.8)
 time.sleep(600)
 """
 
@@ -179,7 +179,7 @@ def test_a_run_that_collapses_is_stopped_and_its_last_good_checkpoint_is_there(t
     assert not list(programs())
 
 
-def test_what_a_cluster_ends_is_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_cluster_ends_is_cleaned_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM, Kubernetes and the doctor send SIGTERM, which would leave verl's processes to themselves."""
 
     def reinforce(*_: object) -> None:
@@ -192,6 +192,7 @@ def test_what_a_cluster_ends_is_cleaned_up(tmp_path: Path, monkeypatch: pytest.M
             program.close()
 
     given = ["search.type=bm25", "training.threads=0", "training.deterministic=false", "report.live=false"]
+    given += [f"model.name={model}"]
     recipe = load_recipe("world", [*SMALL, *ONLY_RL, *CPU, *given, f"output={tmp_path / 'run'}"])
     monkeypatch.setattr(launch, "reinforce", reinforce)
     before = signal.getsignal(signal.SIGTERM)
