@@ -15,14 +15,8 @@ from zerosearch.training.verl.files import Files
 from zerosearch.training.verl.translate import translate
 
 BASE = ["trainer=verl", "warm_start.enabled=false", "simulation.tuning.enabled=false", "search.type=bm25"]
-BASE += [
-    "algorithm.type=grpo",
-    "algorithm.kl_coefficient=0.001",
-    "algorithm.mini_batches=1",
-    "verl.device=cpu",
-    "verl.rollout=local",
-    "training.questions_per_step=8",
-]
+BASE += ["algorithm.type=grpo", "algorithm.kl_coefficient=0.001", "algorithm.mini_batches=1"]
+BASE += ["verl.device=cpu", "verl.rollout=local", "training.questions_per_step=8"]
 REWARD = ["algorithm.type=ppo", "algorithm.kl_coefficient=0.01"]
 
 TRANSLATED: dict[str, list[str]] = {
@@ -144,8 +138,8 @@ CARRIED_OUT: dict[str, tuple[str, ...]] = {
     ),
     "training/simulator/tune.py": (
         *("simulation.tuning.lora.rank", "simulation.tuning.lora.alpha", "simulation.tuning.save_every"),
+        "simulation.tuning.max_tokens",
     ),
-    "simulation/tune.py": ("simulation.tuning.max_tokens",),
 }
 """Where this package itself does what a key says, on verl as elsewhere."""
 
