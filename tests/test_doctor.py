@@ -132,6 +132,60 @@ def test_a_simulator_is_asked_for_a_word() -> None:
     assert "start the server or correct its address" in found.said
 
 
+def test_each_server_of_a_simulator_is_a_line_of_its_own() -> None:
+    here, away = ChatServer(), ChatServer()
+    away.die()
+    given = ["simulation.tuning.enabled=false", f"simulation.url={here.url},{away.url}", "simulation.mode=prompt"]
+    found = [each for each in examine(load_recipe("world", given)) if each.check == "simulator"]
+    assert [each.state for each in found] == ["ok", "warning"]
+    assert found[0].said.endswith(f"at {here.url} answers") and "answers" not in found[1].said
+
+
+GPUS = {"vllm": "0.24.0", "flash-attn": "2.8.3", "wandb": "1.0", "swanlab": None}
+
+
+def with_packages(patch: pytest.MonkeyPatch, **others: str | None) -> dict[str, Finding]:
+    """What the doctor says where these packages are there in these versions, or not (None)."""
+    really, given = metadata.version, GPUS | {name.replace("_", "-"): have for name, have in others.items()}
+
+    def version(name: str) -> str:
+        if name not in given:
+            return really(name)
+        if (have := given[name]) is None:
+            raise metadata.PackageNotFoundError(name)
+        return have
+
+    patch.setattr(metadata, "version", version)
+    return findings("verl.loggers=wandb,swanlab", *ALONE, recipe="one-node")
+
+
+def test_what_gpus_need_is_held_against_what_verl_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = with_packages(monkeypatch)
+    assert found["vllm"].state == found["flash-attn"].state == found["wandb"].state == "ok"
+    assert (found["swanlab"].state, "pip install swanlab" in found["swanlab"].said) == ("problem", True)
+    old = with_packages(monkeypatch, vllm="0.17.1", flash_attn=None)
+    assert (old["vllm"].state, "0.18.0 and later" in old["vllm"].said) == ("problem", True)
+    assert "pip install flash-attn==2.8.3 --no-build-isolation" in old["flash-attn"].said
+    other = with_packages(monkeypatch, vllm="0.30.0")["vllm"]
+    assert (other.state, "vllm==0.24.0" in other.said) == ("warning", True)
+    gone = with_packages(monkeypatch, vllm=None)["vllm"]
+    assert (gone.state, "pip install vllm==0.24.0" in gone.said) == ("problem", True)
+
+
+def test_attention_of_torch_needs_no_flash_attention_without_a_critic(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_packages(monkeypatch, flash_attn=None)
+    given = [f"verl.overrides.{doctor.ATTENTION}=sdpa", *ALONE]
+    assert "flash-attn" not in findings(*given, recipe="one-node")
+    assert "flash-attn" not in findings("verl.device=cpu", "verl.rollout=local", *ALONE, recipe="one-node")
+    critic = findings("algorithm.type=ppo", *given, recipe="one-node")
+    assert critic["flash-attn"].state == "problem"
+
+
+def test_verls_own_limit_comes_before_the_doctors() -> None:
+    limit = load_recipe("world-bm25", device_check.verl_step("cpu", "embedded", Path("x"))).verl.time_limit
+    assert limit <= LIMITS["verl"] - 30
+
+
 def test_a_retriever_is_asked_for_a_page_and_a_paid_engine_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with Running(make_app(BM25Engine([Document("Hamlet", "Its author is Shakespeare.")]), ServerSettings())) as server:
         real = ["evaluation.engine=retriever", f"search.retriever.url={server.url}/retrieve"]
@@ -151,7 +205,7 @@ def test_a_full_disk_and_small_shared_memory_are_found(monkeypatch: pytest.Monke
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 10**9))
     found = findings(*ALONE, recipe="one-node")
     assert found["disk"].state == "problem"
-    assert "about 111.1 GB wanted for checkpoints" in found["disk"].said  # 12 bytes of 3.09e9 weights, three times
+    assert "about 148.1 GB wanted for checkpoints" in found["disk"].said  # 12 bytes of 3.09e9 weights, four times
     assert found["shared memory"].state == "warning"
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(0, 0, 10**12))
     assert findings(*ALONE, recipe="one-node")["disk"].state == "ok"

@@ -126,8 +126,8 @@ def test_a_runs_counts_are_the_formulas_with_its_own_habits(tmp_path: Path, monk
     most = Work.of(recipe, Habits.at_most(recipe))
     assert most.searches >= work.searches
     assert most.policy_tokens >= work.policy_tokens
-    calls = sum(row.get("simulator/calls", 0) for row in rows)
-    assert calls <= most.searches
+    pages = sum(row["simulator/pages"] for row in rows)
+    assert 0 < pages == pytest.approx(work.searches) and pages <= most.searches
 
 
 def segment_tokens(trajectory: dict[str, Any], kind: str) -> int:

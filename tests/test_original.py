@@ -68,12 +68,13 @@ def test_the_four_search_modes() -> None:
     sft = recipe_of(LINE.replace("simulate_prompt", "simulate_sft"))
     assert (sft.search.type, sft.simulation.mode) == ("simulated", "sft")
     real = "NUM_GPUS_PER_NODE 4 MODEL_PATH Llama-3.2-3B DATA_PATH ZeroSearch_dataset TOTAL_STEPS 203 SEARCH_MODE"
-    assert recipe_of(f"{real} google").search.type == "serpapi"
+    google = recipe_of(f"{real} google")
+    assert google.search.type == "serpapi"
     wiki = recipe_of(f"{real} wiki IP 10.0.0.5")
     assert wiki.search.type == "retriever"
     assert wiki.search.retriever.url == "http://10.0.0.5:6002/retrieve"
     assert wiki.search.retriever.protocol == "zerosearch"
-    for recipe in (sft, wiki):
+    for recipe in (sft, google, wiki):
         translate(recipe, Files.of(Path(recipe.output)))
 
 

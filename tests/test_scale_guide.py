@@ -70,9 +70,11 @@ def test_the_kubernetes_objects_fit_each_other_and_the_recipe() -> None:
     pod = deployment["spec"]["template"]
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
     (server,) = pod["spec"]["containers"]
-    words = shlex.split(job["spec"]["entrypoint"])
-    assert words[:2] == ["zerosearch", "train"]
-    recipe = load_recipe(words[2], words[3:])
+    shell = shlex.split(job["spec"]["entrypoint"])
+    assert shell[:2] == ["sh", "-c"] and "runtimeEnvYAML" not in job["spec"], "the submitter has no volume"
+    words = shlex.split(shell[2])
+    assert words[:6] == ["cd", "/shared", "&&", "exec", "zerosearch", "train"]
+    recipe = load_recipe(words[6], words[7:])
     address = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/v1"
     assert recipe.simulation.url == [address]
     assert recipe.simulation.model in server["command"]

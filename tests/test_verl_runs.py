@@ -7,22 +7,26 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 from chat_process import ChatProcess
-from verl_runs import PROBED, acting, commands, programs, recipe, verl_rows
+from verl_runs import PROBED, acting, commands, programs, recipe, segments, verl_rows
 from whole_runs import lines, results, rows, trajectories
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.simulation.schedule import draw_noise, noise_probability
+from zerosearch.training.verl import launch
 from zerosearch.training.verl.launch import steps_saved, train
 
 pytestmark = pytest.mark.timeout(400)
 
-SEGMENTS = set(Path("/dev/shm").iterdir())
+SEGMENTS = segments()
 PPO = ["algorithm.type=ppo", "algorithm.kl_coefficient=0.01", "algorithm.critic.learning_rate=1e-3"]
+RECOMPUTED = "algorithm.recompute=true"
+"""Else the trainer's log-probabilities are the sampler's, and agree with themselves."""
 
 
 class Finished:
@@ -52,10 +56,7 @@ def server() -> Iterator[ChatProcess]:
 @pytest.fixture(scope="module")
 def grpo(model: Path, tmp_path_factory: pytest.TempPathFactory, server: ChatProcess) -> Finished:
     """Three steps of GRPO, with a test before and after."""
-    changed = [
-        "evaluation.untrained=true",
-        "algorithm.recompute=true",
-    ]  # else the trainer's log-probs are the sampler's
+    changed = ["evaluation.untrained=true", RECOMPUTED]
     return carry_out(model, tmp_path_factory.mktemp("verl") / "grpo", server, *changed)
 
 
@@ -126,12 +127,31 @@ def test_the_policy_is_tested_before_and_after_with_the_real_engine(grpo: Finish
 
 def test_nothing_is_left_behind(grpo: Finished) -> None:
     assert not list(programs())
-    assert set(Path("/dev/shm").iterdir()) <= SEGMENTS
+    assert segments() <= SEGMENTS
+
+
+def test_ppo_of_two_ranks_is_interrupted_after_two_steps_and_goes_on(
+    model: Path, tmp_path: Path, server: ChatProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*PPO, RECOMPUTED, "verl.gpus_per_node=2", "evaluation.trained=false"]
+
+    def interrupt(checkpoints: Path, good_step: int) -> None:
+        if steps_saved(checkpoints) >= 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(launch, "keep_good", interrupt)
+        carry_out(model, tmp_path / "run", server, *given)
+    assert not list(programs())
+    run = carry_out(model, tmp_path / "run", server, *given, "resume=true")
+    check_batches(run, range(1, 4), 6, whitened=True)
+    assert [row["step"] for row in rows(run.folder)] == [1, 2, 3]
+    assert all(row["critic_gradient_norm"] > 0 for row in rows(run.folder))
 
 
 @pytest.mark.slow
 def test_ppo_with_a_critic_and_divergence_in_the_reward(model: Path, tmp_path: Path, server: ChatProcess) -> None:
-    run = carry_out(model, tmp_path / "ppo", server, *PPO)
+    run = carry_out(model, tmp_path / "ppo", server, *PPO, RECOMPUTED)
     check_batches(run, range(1, 4), 6, whitened=True)
     for row in rows(run.folder):
         assert row["gradient_norm"] > 0 and row["critic_gradient_norm"] > 0
@@ -155,12 +175,19 @@ def test_failed_episodes_are_masked_and_move_nobody(model: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_two_ranks_and_two_workers(model: Path, tmp_path: Path, server: ChatProcess) -> None:
-    run = carry_out(model, tmp_path / "two", server, "verl.gpus_per_node=2", "verl.workers=2", "training.steps=2")
+    run = carry_out(
+        model, tmp_path / "two", server, "verl.gpus_per_node=2", "verl.workers=2", "training.steps=2", RECOMPUTED
+    )
     check_batches(run, range(1, 3), 6)
     for row in rows(run.folder):
-        assert row["simulator/pages"] == sum(
-            len(t["searches"]) for t in trajectories(run.folder) if t["step"] == row["step"]
-        )
+        done = [t["searches"] for t in trajectories(run.folder) if t["step"] == row["step"]]
+        asked = [search for searches in done for search in searches]
+        noisy = [search["noise"] == "noisy" for search in asked]
+        assert row["simulator/pages"] == len(asked) and row["noise_realised"] == pytest.approx(fmean(noisy))
+        for turn in (1, 2):
+            noisy = [searches[turn - 1]["noise"] == "noisy" for searches in done if len(searches) >= turn]
+            assert row[f"simulator/turn_{turn}/noise_realised"] == pytest.approx(fmean(noisy))
+        assert row["real_searches"] == 0
 
 
 def kill_after(steps: int, run: Path, server: ChatProcess, name: str) -> threading.Thread:
@@ -188,12 +215,12 @@ def test_a_run_goes_on_after_its_driver_was_killed(model: Path, tmp_path: Path, 
     with ChatProcess() as server:
         killer = kill_after(2, output, server, "verl.trainer.main_ppo")
         with pytest.raises(RunError, match=r"after step 2: go on from there"):
-            carry_out(model, output, server)
+            carry_out(model, output, server, RECOMPUTED)
         killer.join(30)
         assert not list(programs())
         server.do()
-        run = carry_out(model, output, server, "resume=true")
-    assert Counter(row["step"] for row in run.batches) == {1: 6, 2: 6, 3: 6}, "each step was trained once"
+        run = carry_out(model, output, server, RECOMPUTED, "resume=true")
+    check_batches(run, range(1, 4), 6)  # each step was trained once
     assert [row["step"] for row in rows(output)] == [1, 2, 3]
     asked = sorted((row["question"]["id"], row["sample"], row["step"]) for row in trajectories(output))
     assert asked == sorted((row["question"]["id"], row["sample"], row["step"]) for row in trajectories(grpo.folder))
@@ -211,11 +238,10 @@ def test_a_simulator_that_dies_ends_the_run_in_one_sentence_and_it_goes_on_later
         sentence.startswith("no chat server was there for 2 s") and "\n" not in sentence and "resume=true" in sentence
     )
     assert not list(programs())
-    done = steps_saved(output / "checkpoints")
     with ChatProcess() as server:
         run = carry_out(model, output, server, "resume=true")
     assert Counter(row["step"] for row in trajectories(output)) == {1: 6, 2: 6, 3: 6}
-    assert {row["step"] for row in run.batches} >= set(range(done + 1, 4))
+    assert Counter(row["step"] for row in run.batches) == {1: 6, 2: 6, 3: 6}, "each step was trained once"
 
 
 @pytest.mark.slow
@@ -229,4 +255,7 @@ def test_a_worker_that_is_killed_ends_the_run_within_its_limit(model: Path, tmp_
             carry_out(model, output, server, "verl.time_limit=90")
         assert time.monotonic() - started < 300
         killer.join(30)
-    assert not list(programs())
+        assert not list(programs())
+        server.do()
+        run = carry_out(model, output, server, "resume=true", "verl.time_limit=90")
+    assert Counter(row["step"] for row in run.batches) == {1: 6, 2: 6, 3: 6}, "each step was trained once"

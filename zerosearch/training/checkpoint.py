@@ -1,6 +1,8 @@
 """Checkpoints: everything that a run needs to go on, each written whole or not at all."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ CRITIC = "critic"
 """Folder of the critic inside a checkpoint."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of each parameter."""
+GOOD = "good"
+"""Folder, among verl's checkpoints, of the last good one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +130,46 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_before(folder: Path, step: int) -> Path | None:
-    """Return the newest checkpoint of at most that many steps."""
-    return next((path for path in reversed(checkpoints(folder)) if path.name <= f"step-{step:06d}"), None)
+    """Return the newest checkpoint of at most that many steps, also where verl wrote it."""
+    found = [*checkpoints(folder), *verl_checkpoints(folder / GOOD), *verl_checkpoints(folder)]
+    return max((path for path in found if step_of(path) <= step), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was written, by its name."""
+    return int(re.split("[-_]", checkpoint.name)[-1])
+
+
+def verl_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that verl wrote into a folder, oldest first; those that it deleted again hold no policy."""
+    found = [path for path in folder.glob("global_step_*") if (path / "actor").is_dir()]
+    return sorted(found, key=step_of)
+
+
+def keep_good(folder: Path, step: int) -> None:
+    """Keep verl's newest checkpoint of at most that many steps, and no earlier one, from being deleted by verl.
+
+    Its files get second names in the folder `good`, which take no room while verl keeps its own.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    good = checkpoint_before(folder, step)
+    if good is None or good.parent.name == GOOD or (folder / GOOD / good.name).is_dir():
+        return
+    with whole_folder(folder / GOOD / good.name) as temporary:
+        shutil.copytree(good, temporary, copy_function=_link, dirs_exist_ok=True)
+    for old in verl_checkpoints(folder / GOOD):
+        if old.name != good.name:
+            shutil.rmtree(old)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name of a file; a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def load_state(checkpoint: Path) -> TrainingState:

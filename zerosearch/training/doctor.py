@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from zerosearch.data import Question
 from zerosearch.data.question_set import load_questions
@@ -23,9 +24,14 @@ from zerosearch.training.engines import chat_servers, make_prompt, make_remote, 
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.rewards import load_function
 from zerosearch.training.verl.shape import shape_of
+from zerosearch.training.verl.translate import FEWEST_KEPT
 
 State = Literal["ok", "warning", "problem"]
 GIGABYTE = 10**9
+FLASH_ATTENTION = "flash-attn==2.8.3"
+"""As verl 0.9.1 wants it."""
+ATTENTION = "actor_rollout_ref.model.override_config.attn_implementation"
+"""verl's key of the policy's attention; its critics have FlashAttention 2, whatever that says."""
 SHARED_MEMORY = 4 * GIGABYTE
 """Free in /dev/shm below which weights may not pass from trainer to sampler, 2 GB at a time."""
 RAY_SECONDS = 60
@@ -33,8 +39,8 @@ RAY_ASKED = (
     "import json, ray; ray.init(address='auto', log_to_driver=False, logging_level='ERROR'); "
     "print('\\n' + json.dumps(ray.cluster_resources()))"
 )
-ROLLOUTS = {"vllm": "vllm", "sglang": "sglang"}
-"""The package of each rollout on GPUs."""
+OLDEST = {"vllm": "0.18.0", "sglang": "0.5.5"}
+"""Rollouts on GPUs, and the oldest version that verl 0.9.1 takes, as its modules say when they are imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +86,39 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("packages", "problem", f"{', '.join(wrong)}: {wanted}")
     else:
         yield Finding("packages", "ok", f"all of zerosearch[{','.join(extras)}]")
-    rollout = ROLLOUTS.get(recipe.verl.rollout)
-    if recipe.trainer == "verl" and recipe.verl.device == "cuda" and rollout:
-        have = _version(rollout)
-        said = have or f'not here, but verl.rollout is "{rollout}": pip install {rollout}'
-        yield Finding(rollout, "ok" if have else "problem", said)
+    if recipe.trainer == "verl":
+        yield from _packages_of_verl(recipe)
+
+
+def _packages_of_verl(recipe: Recipe) -> Iterator[Finding]:
+    """What no extra brings along: packages that are built for a GPU, and trackers."""
+    verl = recipe.verl
+    if verl.device == "cuda" and verl.rollout in OLDEST:
+        yield _rollout(verl.rollout)
+    attention = str(verl.overrides.get(ATTENTION, "flash_attention_2"))
+    if verl.device == "cuda" and (attention.startswith("flash") or recipe.algorithm.estimator == "critic"):
+        have = _version("flash-attn")
+        hint = f"not here, but verl computes attention with it: pip install {FLASH_ATTENTION} --no-build-isolation"
+        yield Finding("flash-attn", "ok" if have else "problem", have or hint)
+    for logger in verl.loggers:
+        if logger != "console":
+            have = _version(logger)
+            said = have or f"not here, but verl.loggers names it: pip install {logger}"
+            yield Finding(logger, "ok" if have else "problem", said)
+
+
+def _rollout(package: str) -> Finding:
+    """The version of vLLM or SGLang, held against the oldest that verl takes and the one that it names itself."""
+    have = _version(package)
+    wanted = _requirements("verl", [package]) if _version("verl") else ()
+    named = next((each for each in wanted if each.name == package), Requirement(package))
+    if have is None:
+        return Finding(package, "problem", f'not here, but verl.rollout is "{package}": pip install {named}')
+    if Version(have) < Version(OLDEST[package]):
+        return Finding(package, "problem", f"{have}, but verl takes {OLDEST[package]} and later: pip install {named}")
+    if not named.specifier.contains(have, prereleases=True):
+        return Finding(package, "warning", f"{have}, but verl {_version('verl')} was made for {named}")
+    return Finding(package, "ok", have)
 
 
 def _requirements(package: str, extras: list[str]) -> Iterator[Requirement]:
@@ -193,10 +227,26 @@ def _files(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _simulator(recipe: Recipe) -> Iterator[Finding]:
+    """Each server for itself; one that is away among others slows a run down, and does not end it."""
     simulation = recipe.simulation
-    if recipe.simulates and simulation.url and not simulation.offline:
-        asyncio.run(chat_servers(recipe).check())
-        yield Finding("simulator", "ok", f"{simulation.model} at {', '.join(simulation.url)} answers")
+    if not recipe.simulates or not simulation.url or simulation.offline:
+        return
+
+    async def ask(url: str) -> str:
+        alone = recipe.model_copy(update={"simulation": simulation.model_copy(update={"url": [url]})})
+        try:
+            await chat_servers(alone).check()
+        except RunError as error:
+            return str(error)
+        return ""
+
+    async def ask_all() -> list[str]:
+        return await asyncio.gather(*map(ask, simulation.url))
+
+    troubles = asyncio.run(ask_all())
+    away: State = "problem" if all(troubles) else "warning"
+    for url, trouble in zip(simulation.url, troubles, strict=True):
+        yield Finding("simulator", away if trouble else "ok", trouble or f"{simulation.model} at {url} answers")
 
 
 def _test(recipe: Recipe) -> Iterator[Finding]:
@@ -221,7 +271,10 @@ def _disk(recipe: Recipe) -> Iterator[Finding]:
         folder = folder.parent
     free, shape = shutil.disk_usage(folder).free, shape_of(recipe.model.name)
     models = 2 if recipe.algorithm.estimator == "critic" else 1
-    wanted = 12 * shape.parameters * models * (recipe.training.keep + 1) if shape else 0
+    kept = recipe.training.keep + 1
+    if recipe.trainer == "verl":
+        kept = max(recipe.training.keep, FEWEST_KEPT) + 2  # the one that is written, and the last good one
+    wanted = 12 * shape.parameters * models * kept if shape else 0
     said = f"{free / GIGABYTE:.0f} GB free at {folder}, about {wanted / GIGABYTE:.1f} GB wanted for checkpoints"
     hint = ": make room, choose another output, or lower training.keep"
     yield Finding("disk", "ok" if free > wanted else "problem", said if free > wanted else said + hint)

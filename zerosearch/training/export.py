@@ -7,15 +7,17 @@ from zerosearch.errors import RunError, UserError
 from zerosearch.report.files import whole_folder
 from zerosearch.report.model_card import model_card
 from zerosearch.report.run_folder import RunFolder
-from zerosearch.training.checkpoint import ADAPTERS, CRITIC, check_weights, checkpoints
+from zerosearch.training.checkpoint import ADAPTERS, CRITIC, check_weights, checkpoint_before, checkpoints, step_of
 from zerosearch.training.recipe_file import load_recipe
 
 FOR_TRAINING = ("optimizer.safetensors", "state.json", ADAPTERS, CRITIC)
 """What a checkpoint holds beside the model."""
 
 
-def export(run: Path, out: Path) -> str:
-    """Write the last policy of a run, local or on verl, into the folder `out`; return the checkpoint's name.
+def export(run: Path, out: Path, step: int = 0) -> str:
+    """Write a policy of a run, local or on verl, into the folder `out`; return the checkpoint's name.
+
+    step: of the checkpoint; 0 = the last one.
 
     Raises:
         UserError: the folder is taken, or the run holds no checkpoint. RunError: the checkpoint is damaged.
@@ -24,7 +26,7 @@ def export(run: Path, out: Path) -> str:
     recipe = load_recipe(str(folder.recipe))
     if out.exists():
         raise UserError(f"{out} is there already: delete it or choose another folder")
-    checkpoint = _last_checkpoint(folder, recipe.trainer)
+    checkpoint = _checkpoint(folder, recipe.trainer, step)
     with whole_folder(out) as temporary:
         if recipe.trainer == "verl":
             from zerosearch.training.verl.merge import merge
@@ -61,7 +63,12 @@ def push(folder: Path, name: str) -> str:
     return str(address)
 
 
-def _last_checkpoint(folder: RunFolder, trainer: str) -> Path:
+def _checkpoint(folder: RunFolder, trainer: str, step: int) -> Path:
+    if step:
+        found = checkpoint_before(folder.checkpoints, step)
+        if found is None or step_of(found) != step:
+            raise UserError(f"{folder.path} holds no checkpoint of step {step}: see {folder.checkpoints}")
+        return found
     if trainer == "verl":
         from zerosearch.training.verl.merge import last_checkpoint
 

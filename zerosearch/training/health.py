@@ -12,7 +12,7 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.evaluation.metrics import exact_match
 from zerosearch.report.progress import figure_text
-from zerosearch.training.checkpoint import checkpoint_before
+from zerosearch.training.checkpoint import checkpoint_before, step_of
 from zerosearch.training.recipe_health import Health
 from zerosearch.training.rollout import Group
 
@@ -199,10 +199,12 @@ class Watch:
         if not over:
             return
         worst = min(over, key=lambda trouble: trouble.since)
-        good = checkpoint_before(checkpoints, self.good_step) or start
+        good = checkpoint_before(checkpoints, self.good_step)
+        export = f"zerosearch export {checkpoints.parent} --step {step_of(good)} --out …" if good else ""
+        with_name = f"model.name (after {export})" if good and good.name.startswith("global_step_") else "model.name"
         raise RunError(
             f"training has collapsed: {worst.sentence} (steps {worst.since} to {self._rows[-1]['step']}); the last "
-            f"good state is {good}: train from it with model.name and gentler settings{worst.way_on}"
+            f"good state is {good or start}: train from it with {with_name} and gentler settings{worst.way_on}"
         )
 
     def _troubles(self) -> Iterator[Trouble]:

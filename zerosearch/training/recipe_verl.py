@@ -34,7 +34,7 @@ class Verl(Section):
     loggers: list[Literal["console", "wandb", "tensorboard", "trackio", "mlflow", "swanlab", "clearml"]] = []  # noqa: RUF012
     """Where verl sends its metrics, besides the run folder."""
     time_limit: Count = 3600
-    """Seconds that a run may go without a finished step before it is stopped; 0 = no limit."""
+    """Seconds within which a rollout, a step or a part of a test must end, or the run is stopped; 0 = no limit."""
     overrides: dict[str, Any] = {}  # noqa: RUF012
     """Keys of verl's own configuration by their dotted names; they win over what the recipe says."""
 

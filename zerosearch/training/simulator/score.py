@@ -86,7 +86,10 @@ def score_simulator(
         "date": datetime.now(UTC).date().isoformat(),
         **{name: value for name, value in gather_versions().items() if name in ("zerosearch", "commit")},
     }
-    quality = {noise: PageCounts(counted).summary() for noise, counted in stage.summary.get("counts", {}).items()}
+    quality = {
+        noise: {name: float(figure) for name, figure in PageCounts(counted).summary().items()}
+        for noise, counted in stage.summary.get("counts", {}).items()
+    }
     score = SimulatorScore(conditions, compare_pages(answered, recipe.seed), quality, policy, _lengths(answered))
     write_atomically(out / "score.json", json.dumps(score.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_atomically(out / "score.md", score_markdown(score))

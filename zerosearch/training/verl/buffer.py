@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,12 +23,15 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.evaluation.benchmark import score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, summarize
+from zerosearch.report.files import JsonLines
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.search.engine import Rate
 from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
 from zerosearch.training.verl.files import Files
+from zerosearch.training.verl.translate import dtype, samples_per_question
 
 STAGE = "reinforcement"
 PREFIX = "zerosearch/"
@@ -74,27 +78,33 @@ class EpisodeBuffer(ReplayBuffer):
         super().__init__(*args, **{"poll_interval": POLL_SECONDS} | kwargs)
         recipe = Path(self.sampler_kwargs["recipe"])
         self._recipe, self._folder = load_recipe(str(recipe)), RunFolder.open(recipe.parent)
-        self._questions = read_metadata(Files.of(recipe.parent).test).num_rows
+        files = Files.of(recipe.parent)
+        self._questions, self._taken = read_metadata(files.test).num_rows, JsonLines(files.taken)
+        self._samples = samples_per_question(self._recipe)
         self._tested: list[Episode] = []
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
         """Wait for the episodes of `batch_size` questions; return verl's batch of them, and the step's figures.
 
         Raises:
-            RunError: an episode said that all others would fail, too, or too many failed.
+            RunError: episodes did not come back, one said that all others would fail, too, or too many failed.
         """
         batch, figures = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        check_number(len(batch.keys), batch_size * (1 if partition_id == "val" else self._samples))
         data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
         found = zip(batch.keys, list(data["extra_fields"]), strict=True)
         episodes = sorted((Episode.of(key, fields) for key, fields in found), key=lambda episode: episode.place)
         check(episodes, self._recipe.search.failure_threshold)
         if partition_id == "val":
+            self._taken.append({"step": global_steps, "tested": len(episodes)})
             self._write_results(global_steps, episodes)
             return batch, figures
         even_out(episodes, partition_id)
         rows = ({"reward": episode.reward, **episode.record} for episode in episodes)
         self._folder.append_trajectories(STAGE, rows)
-        return batch, figures | {f"{PREFIX}{name}": value for name, value in figures_of(episodes).items()}
+        ours = figures_of(episodes)
+        self._taken.append({"step": global_steps, "figures": ours})
+        return batch, figures | {f"{PREFIX}{name}": value for name, value in ours.items()}
 
     def _write_results(self, step: int, episodes: Sequence[Episode]) -> None:
         """Keep the test of the policy before and after training as other runs keep theirs, once it is complete."""
@@ -110,22 +120,42 @@ class EpisodeBuffer(ReplayBuffer):
         scored = [score_trajectory(episode.trajectory) for episode in tested]
         rows = ({**e.record, "f1": s.f1, "em": s.em} for e, s in zip(tested, scored, strict=True))
         folder.write_trajectories(system, rows)
-        folder.add_system(system, summarize(scored, conditions(recipe)))
+        folder.add_system(system, summarize(scored, conditions(recipe, counted(tested))))
 
 
-def conditions(recipe: Recipe) -> dict[str, Scalar]:
-    """What the results of a test within verl were measured under."""
+def conditions(recipe: Recipe, counters: Mapping[str, float]) -> dict[str, Scalar]:
+    """What the results of a test within verl were measured under. counters: of the engine of the test."""
+    remotes = {"retriever": recipe.search.retriever.url, "serpapi": recipe.search.serpapi.url}
+    engine: dict[str, Scalar] = {"corpus": recipe.search.corpus}
+    if recipe.evaluation.engine in remotes:
+        asked = {name.rpartition("/")[2]: count for name, count in counters.items()}
+        engine = {"address": remotes[recipe.evaluation.engine], "date": datetime.now(UTC).date().isoformat()}
+        engine |= {name: asked[name] for name in ("requests", "failed_requests", "cost", "cached") if name in asked}
     return {
         "questions": recipe.data.test,
         "engine": recipe.evaluation.engine,
-        "corpus": recipe.search.corpus,
+        **engine,
         "k": recipe.evaluation.k,
         "max_turns": recipe.agent.max_turns,
         "model": recipe.model.name,
         "rollout": recipe.verl.rollout,
+        "dtype": dtype(recipe),
         "seed": recipe.seed,
         "greedy": True,
     }
+
+
+def check_number(found: int, wanted: int) -> None:
+    """Refuse to go on without the episodes that verl lost: it would fill their places, and count them nowhere.
+
+    Raises:
+        RunError: see `EpisodeBuffer.sample`.
+    """
+    if found < wanted:
+        raise RunError(
+            f"{wanted - found} of {wanted} episodes did not come back from verl's workers: verl/verl.log in the run "
+            "folder says what happened there"
+        )
 
 
 def check(episodes: Sequence[Episode], threshold: float) -> None:
@@ -174,10 +204,12 @@ def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
         for group in _by_group(episodes).values()
     ]
     searches = [search for episode in episodes for search in episode.trajectory.searches]
-    last = {e.fields["worker"]: e.fields["counted"] for e in sorted(episodes, key=_finished)}
+    counters = counted(episodes)
+    real = [count for name, count in counters.items() if name.startswith("search/") and name.endswith("/calls")]
     return {
         **step_figures(groups),
-        **engine_figures(joined(list(last.values()))),
+        **engine_figures(counters),
+        "real_searches": float(sum(real)),
         "failed_episodes": float(sum(episode.failed for episode in episodes)),
         "search_seconds": fmean([search.seconds for search in searches] or [0.0]),
         "weights_step": float(min(episode.fields["min_global_steps"] for episode in episodes)),
@@ -185,28 +217,28 @@ def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
     }
 
 
+def counted(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What the engines of all workers counted together, as each said with its last episode."""
+    last = {e.fields["worker"]: e.fields["counted"] for e in sorted(episodes, key=_finished)}
+    return joined(list(last.values()))
+
+
 def _finished(episode: Episode) -> int:
-    return int(episode.fields["counted"]["episodes"])
+    return int(episode.fields["counted"].get("episodes", 0))
 
 
-def joined(counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What the engines of several processes counted: sums; of rates the mean, weighted with the pages of each."""
+def joined(figures: Sequence[Mapping[str, float | Sequence[float]]]) -> dict[str, float]:
+    """What the engines of several processes counted together. A rate comes as its part and its whole."""
     sums: dict[str, float] = defaultdict(float)
-    weights: dict[str, float] = defaultdict(float)
-    for each in counters:
-        pages = each.get("simulator/pages", each["episodes"])
-        for name, value in each.items():
-            if name == "episodes":
-                continue
-            weight = pages if _is_rate(name) else 1.0
-            sums[name] += weight * value
-            weights[name] += weight if _is_rate(name) else 0.0
-    return {name: value / weights[name] if weights[name] else float(value) for name, value in sums.items()}
-
-
-def _is_rate(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return last.endswith(("_rate", "_share", "_per_document")) or last in ("noise_scheduled", "noise_realised")
+    rates: dict[str, Rate] = {}
+    for each in figures:
+        for name, figure in each.items():
+            if isinstance(figure, Sequence):
+                part, whole = rates.get(name, (0.0, 0.0))
+                rates[name] = Rate(part + figure[0], whole + figure[1])
+            elif name != "episodes":
+                sums[name] += figure
+    return sums | {name: float(rate) for name, rate in rates.items()}
 
 
 def _by_group(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:

@@ -3,10 +3,18 @@
 from collections.abc import Iterator
 
 from zerosearch.errors import UserError
-from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe import Model, Recipe
 
 WHITENED = ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
 """Types whose advantages verl always whitens; it whitens no others."""
+
+
+UNHEARD = {
+    "algorithm.filter_groups.enable": False,
+    "trainer.v1.sampler.sync_refill_failed_groups": False,
+    "trainer.v1.trainer_mode": "sync",
+}
+"""Keys of verl that only its own buffers heed, by the value that ours has."""
 
 
 def check(recipe: Recipe) -> None:
@@ -44,18 +52,26 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         yield "training.steps is 0, so verl would train nothing; set it to 1 or more"
     if training.resample:
         yield (
-            f"training.resample is {training.resample}, but verl draws groups again without a limit or not at all; set "
-            "training.resample = 0 (and, for no limit, verl.overrides.algorithm.filter_groups.enable = true)"
+            f"training.resample is {training.resample}, but on verl every group that was sampled is learned from; set "
+            "training.resample = 0"
         )
     if training.ahead:
-        yield (
-            "training.ahead is true, but verl has trainers of its own that sample ahead; set training.ahead = false "
-            "(and, for those, verl.overrides)"
-        )
+        yield "training.ahead is true, but on verl a step is sampled after the one before; set training.ahead = false"
+    for key, value in UNHEARD.items():
+        if (given := recipe.verl.overrides.get(key, value)) != value:
+            yield (
+                f"verl.overrides.{key} is {given}, which verl tells its own buffers only, and not the one that takes "
+                "the figures of a run; remove it"
+            )
     if recipe.model.sampler != "local":
         yield (
             f'model.sampler is "{recipe.model.sampler}", but on verl verl.rollout says what samples; set model.sampler '
             '= "local"'
+        )
+    if recipe.model.memory_share != Model.model_fields["memory_share"].default:
+        yield (
+            f"model.memory_share is {recipe.model.memory_share:g}, but on verl verl.memory_share says what the sampler "
+            "takes; remove it, and set that one"
         )
     if training.threads:
         yield (
@@ -97,7 +113,13 @@ def _parts(recipe: Recipe) -> Iterator[str]:
 
 
 def _machines(recipe: Recipe) -> Iterator[str]:
-    verl, training = recipe.verl, recipe.training
+    verl, training, search = recipe.verl, recipe.training, recipe.search
+    for kind, remote in (("retriever", search.retriever), ("serpapi", search.serpapi)):
+        if 0 < remote.max_calls < verl.workers:
+            yield (
+                f"search.{kind}.max_calls is {remote.max_calls}, less than a call for each of the {verl.workers} "
+                "processes that share them; raise it, or lower verl.workers"
+            )
     if verl.device == "cpu":
         if verl.strategy == "megatron":
             yield 'verl.strategy is "megatron", which needs GPUs; set verl.strategy = "fsdp2" or verl.device = "cuda"'

@@ -17,12 +17,16 @@ class Files:
     """The agent loop and how it is made, YAML."""
     recipe: Path
     """The resolved recipe, TOML."""
+    absolute: Path
+    """The same with absolute paths, which the workers read."""
     folder: Path
     """The run folder."""
     checkpoints: Path
     """Folder of verl's checkpoints, `global_step_N` in each."""
     metrics: Path
     """verl's metrics, a JSON object a line."""
+    taken: Path
+    """What the buffer took: a JSON object for each step, with our figures of it, and for each part of a test."""
 
     @classmethod
     def of(cls, folder: Path) -> Self:
@@ -34,7 +38,9 @@ class Files:
             test=verl / "test.parquet",
             agent=verl / "agent.yaml",
             recipe=folder / "recipe.toml",
+            absolute=verl / "recipe.toml",
             folder=folder,
             checkpoints=folder / "checkpoints",
             metrics=verl / "metrics.jsonl",
+            taken=verl / "taken.jsonl",
         )

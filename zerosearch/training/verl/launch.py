@@ -11,21 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.errors import RunError
-from zerosearch.evaluation.results import TRAINED
+from zerosearch.evaluation.results import TRAINED, UNTRAINED
 from zerosearch.inference.embedded import resolve_model
-from zerosearch.report.files import write_atomically
+from zerosearch.report.files import JsonLines, write_atomically
 from zerosearch.report.panel import Display, open_display
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.training.checkpoint import keep_good
 from zerosearch.training.engines import check_engines
 from zerosearch.training.health import Watch
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_file import resolved_toml
+from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
-from zerosearch.training.stages import check_servers, open_folder, report, stage_names, tune_simulator, warm_start
+from zerosearch.training.stages import (
+    check_servers,
+    evaluate_policy,
+    open_folder,
+    report,
+    stage_names,
+    tune_simulator,
+    warm_start,
+)
 from zerosearch.training.trainer import SHOWN, STAGE
+from zerosearch.training.verl.absolute import absolute
 from zerosearch.training.verl.data import write_data
 from zerosearch.training.verl.files import Files
 from zerosearch.training.verl.known import check_overrides
-from zerosearch.training.verl.process import Program
+from zerosearch.training.verl.process import Program, ended_as_interrupted
 from zerosearch.training.verl.translate import hydra_arguments, translate
 
 PLUGIN = "zerosearch.training.verl.plugin"
@@ -55,18 +67,22 @@ RAISED = re.compile(r"^((?:[A-Za-z_]\w*\.)*\w+(?:Error|Exception): .+)", re.MULT
 def train(recipe: Recipe) -> None:
     """Carry out a recipe on verl, or go on from its last checkpoint, and print what came of it.
 
-    Demonstrations and the tuning of a simulator come before, in this process.
+    Demonstrations, the test of the model before them and the tuning of a simulator come before, in this process.
 
     Raises:
         UserError: something in the recipe cannot be done on verl. RunError: the run could not go on.
     """
     translate(recipe, Files.of(Path(recipe.output)))  # finds what verl cannot do, before anything is written
     check_overrides(recipe)
+    if recipe.reward.function:
+        load_function(recipe.reward.function)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
-    stages = [name for name in stage_names(recipe) if not name.startswith("evaluation")]
-    with open_display(f"zerosearch {folder.path.name}", stages, live=recipe.report.live) as display:
+    here = [f"evaluation {UNTRAINED}"] if recipe.warm_start.enabled else []
+    stages = [name for name in stage_names(recipe) if name in here or not name.startswith("evaluation")]
+    title = f"zerosearch {folder.path.name}"
+    with ended_as_interrupted(), open_display(title, stages, live=recipe.report.live) as display:
         trained = steps_saved(Files.of(folder.path).checkpoints) == recipe.training.steps
         tested = TRAINED in folder.read_results().systems or not recipe.evaluation.trained
         if not (trained and tested):
@@ -79,6 +95,8 @@ def prepare(recipe: Recipe, folder: RunFolder, display: Display) -> str:
     if not (recipe.warm_start.enabled or recipe.simulation.tuning.enabled):
         return recipe.model.name
     run = Run(recipe, folder, display)
+    if recipe.warm_start.enabled and recipe.evaluation.untrained:
+        evaluate_policy(run, UNTRAINED)
     tune_simulator(run)
     start = warm_start(run)
     run.drop_policy()
@@ -100,9 +118,11 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     files = Files.of(folder.path)
     files.agent.parent.mkdir(exist_ok=True)
     write_data(recipe, files.agent.parent)
+    write_atomically(files.absolute, resolved_toml(absolute(recipe)))
     write_atomically(files.agent, agent_yaml(files))
     done = steps_saved(files.checkpoints)
     folder.resume(STAGE, done)
+    fill(folder, files, done)
     display.stage(STAGE, recipe.training.steps, done)
     log = files.agent.parent / "verl.log"
     for old in (files.metrics, log):
@@ -117,12 +137,37 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
             program.close()
     if program.code:
         raise RunError(f"{why(log)}; {way_on(files)}")
+    check_done(recipe, folder, files)
+
+
+def fill(folder: RunFolder, files: Files, done: int) -> None:
+    """Take our figures of steps that verl saved, and was ended before it logged them; its own are lost."""
+    logged = {row["step"] for row in folder.metrics.rows(STAGE)}
+    taken = {row["step"]: row["figures"] for row in JsonLines(files.taken).read() if "figures" in row}
+    for step in sorted(taken.keys() - logged):
+        if step <= done:
+            folder.metrics.append(STAGE, step, taken[step])
+    files.taken.unlink(missing_ok=True)
+
+
+def check_done(recipe: Recipe, folder: RunFolder, files: Files) -> None:
+    """Look whether a program that ended well did all that it was told.
+
+    Raises:
+        RunError: steps are missing, or the result of the test is.
+    """
+    log, saved, steps = files.agent.parent / "verl.log", steps_saved(files.checkpoints), recipe.training.steps
+    if saved < steps:
+        raise RunError(f"verl ended after step {saved} of {steps} and said no error, see {log}; {way_on(files)}")
+    if recipe.evaluation.trained and TRAINED not in folder.read_results().systems:
+        raise RunError(f"verl ended without a whole test of the trained policy, see {log}; {way_on(files)}")
 
 
 def agent_yaml(files: Files) -> str:
     """The agent loop, as verl makes it for each episode. (JSON is YAML.)"""
     target = "zerosearch.training.verl.agent_loop.ZeroSearchAgentLoop"
-    return json.dumps([{"name": "zerosearch", "_target_": target, "recipe": str(files.recipe)}]) + "\n"
+    given = {"recipe": str(files.absolute), "folder": str(Path.cwd())}
+    return json.dumps([{"name": "zerosearch", "_target_": target, **given}]) + "\n"
 
 
 def of_this_machine(files: Files, scratch: str) -> dict[str, object]:
@@ -180,13 +225,15 @@ def follow(program: Program, recipe: Recipe, folder: RunFolder, files: Files, di
     """Take verl's metrics into the run folder until the program ends.
 
     Raises:
-        RunError: no step came within `verl.time_limit`, or the policy collapsed.
+        RunError: no rollout, step or part of a test ended within `verl.time_limit`, or the policy collapsed.
     """
     watch = Watch(recipe.health, folder.metrics.rows(STAGE))
     limit, latest, looked = recipe.verl.time_limit, time.monotonic(), 0.0
-    read = 0
+    read, taken = 0, 0
     while True:
         ended = program.code is not None
+        if (size := files.taken.stat().st_size if files.taken.is_file() else 0) != taken:
+            taken, latest = size, time.monotonic()
         for step, figures in steps_of(files.metrics, read):
             read += 1
             if "reward" not in figures:
@@ -195,13 +242,14 @@ def follow(program: Program, recipe: Recipe, folder: RunFolder, files: Files, di
             display.update(step, **{name: figures[name] for name in SHOWN if name in figures})
             latest = time.monotonic()
             watch.see(step, figures)
+            keep_good(files.checkpoints, watch.good_step)
             watch.check(files.checkpoints, recipe.model.name)
         if ended:
             return
         if limit and time.monotonic() - latest > limit:
             raise RunError(
-                f"no step ended within verl.time_limit = {limit} seconds; what verl said is in "
-                f"{files.agent.parent / 'verl.log'}; {way_on(files)}"
+                f"no rollout, step or part of a test ended within verl.time_limit = {limit} seconds; what verl said is "
+                f"in {files.agent.parent / 'verl.log'}; {way_on(files)}"
             )
         if time.monotonic() - looked > 10 * LOOK_SECONDS:
             program.look()

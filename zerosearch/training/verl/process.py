@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,24 @@ PATIENCE = 15.0
 """Seconds that processes have to end by themselves."""
 SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def ended_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, with which clusters end a job, do once what Ctrl-C does: what is under way is cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Program:
@@ -47,7 +66,7 @@ class Program:
     def look(self) -> None:
         """Remember which segments of shared memory its processes use now."""
         for process in self._processes():
-            self._segments.update(_segments(process))
+            self._segments.update(segments_of(process))
 
     def close(self) -> None:
         """End all its processes and remove their shared memory."""
@@ -82,7 +101,7 @@ class Program:
                     continue  # another user's, or gone
 
 
-def _segments(process: Path) -> Iterator[Path]:
+def segments_of(process: Path) -> Iterator[Path]:
     """The files in shared memory that a process has mapped."""
     try:
         lines = (process / "maps").read_text().splitlines()

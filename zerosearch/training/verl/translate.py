@@ -65,6 +65,11 @@ def translate(recipe: Recipe, files: Files) -> Keys:
     return keys | {key.lstrip("+"): _null(value) for key, value in recipe.verl.overrides.items()}
 
 
+def samples_per_question(recipe: Recipe) -> int:
+    """Episodes of a training question, as verl is told."""
+    return int(recipe.verl.overrides.get(f"{ROLLOUT}.n", recipe.training.samples_per_question))
+
+
 def hydra_arguments(keys: Mapping[str, object]) -> list[str]:
     """Return the keys as arguments of `python -m verl.trainer.main_ppo`.
 
@@ -135,7 +140,7 @@ def _rollout(recipe: Recipe, files: Files) -> Keys:
         f"{ROLLOUT}.calculate_log_probs": True,
         f"{ROLLOUT}.seed": recipe.seed,
         f"{ROLLOUT}.full_determinism": recipe.training.deterministic,
-        f"{ROLLOUT}.dtype": _dtype(recipe),
+        f"{ROLLOUT}.dtype": dtype(recipe),
         f"{ROLLOUT}.tensor_model_parallel_size": verl.tensor_parallel,
         f"{ROLLOUT}.gpu_memory_utilization": verl.memory_share,
         f"{ROLLOUT}.free_cache_engine": verl.device == "cuda",
@@ -256,7 +261,7 @@ def _engine(recipe: Recipe, role: str) -> Keys:
             settings["override_transformer_config.recompute_method"] = "uniform"
             settings["override_transformer_config.recompute_num_layers"] = 1
         return {f"{role}.megatron.{name}": value for name, value in settings.items()}
-    short = {"float32": "fp32", "bfloat16": "bf16"}[_dtype(recipe)]
+    short = {"float32": "fp32", "bfloat16": "bf16"}[dtype(recipe)]
     settings = {
         "model_dtype": "fp32",
         "mixed_precision.param_dtype": short,
@@ -318,13 +323,14 @@ def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int) -> Keys:
 
 def _trainer(recipe: Recipe, files: Files) -> Keys:
     training, verl, critic = recipe.training, recipe.verl, recipe.algorithm.critic
+    warmed = recipe.warm_start.enabled  # then the model as it came is tested before the warm start
     keys: Keys = {
         "trainer.device": verl.device,
         "trainer.nnodes": verl.nodes,
         "trainer.n_gpus_per_node": verl.gpus_per_node,
         "trainer.total_training_steps": training.steps,
         "trainer.total_epochs": 1,
-        "trainer.val_before_train": recipe.evaluation.untrained,
+        "trainer.val_before_train": recipe.evaluation.warm_start if warmed else recipe.evaluation.untrained,
         "trainer.test_freq": training.steps if recipe.evaluation.trained else -1,
         "trainer.save_freq": training.save_every or training.steps,
         "trainer.max_actor_ckpt_to_keep": max(training.keep, FEWEST_KEPT),
@@ -358,7 +364,8 @@ def _ray(recipe: Recipe) -> Keys:
     return keys
 
 
-def _dtype(recipe: Recipe) -> str:
+def dtype(recipe: Recipe) -> str:
+    """The type in which the model computes, on both sides."""
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
     return "bfloat16" if recipe.verl.device == "cuda" else "float32"
