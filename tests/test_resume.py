@@ -21,6 +21,8 @@ from zerosearch.report.files import JsonLines
 from zerosearch.report.metrics_log import MetricsLog
 from zerosearch.report.panel import LineDisplay
 from zerosearch.training.checkpoint import checkpoints, load_state
+from zerosearch.training.controls import run_controls
+from zerosearch.training.stages import evaluate_run
 
 pytestmark = pytest.mark.usefixtures("lively")
 
@@ -240,6 +242,28 @@ def test_a_finished_run_is_neither_overwritten_nor_run_again(
     carry_out(model, whole, "resume=true", "report.examples=1")
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("real-search F1 = ")
     assert {path: path.stat().st_mtime_ns for path in (whole / "checkpoints").rglob("*")} == before
+
+
+def test_measuring_an_unfinished_run_does_not_end_its_training(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [*ONLY_RL, "training.steps=3", "data.test_limit=1", "search.type=bm25"]
+    expected = carry_out(model, tmp_path / "unbroken", *few)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LineDisplay, "update", stop_after(2))
+        carry_out(model, run, *few)
+    evaluate_run(run)
+    evaluate_run(run, ["evaluation.k=1"])
+    assert list(results(run)["systems"]) == ["step 1", "step 1, evaluation.k=1"]
+    assert results(run)["systems"]["step 1"]["conditions"]["step"] == 1
+    with pytest.raises(UserError, match="holds no finished run"):
+        run_controls(run)
+    carry_out(model, run, "resume=true", *few)
+    assert bits(run) == bits(expected)
+    assert results(run)["systems"]["after RL"]["conditions"]["step"] == 3
+    evaluate_run(run, ["evaluation.batch=1"], "after RL")
+    assert "step 3" not in results(run)["systems"]
 
 
 def test_a_run_of_an_older_version_that_did_not_count_goes_on_and_says_that_it_is_unknown(

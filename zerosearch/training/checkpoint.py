@@ -128,6 +128,12 @@ def checkpoint_before(folder: Path, step: int) -> Path | None:
     return next((path for path in reversed(checkpoints(folder)) if path.name <= f"step-{step:06d}"), None)
 
 
+def steps_done(folder: Path) -> int:
+    """Return how many steps the newest of the folder's checkpoints has behind it; 0 where there is none."""
+    found = checkpoints(folder)
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
 def load_state(checkpoint: Path) -> TrainingState:
     """Return where the run stood.
 

@@ -18,7 +18,7 @@ from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_m
 from zerosearch.inference.plain import lane_sampler
 from zerosearch.inference.sampled_chat import SampledChat
 from zerosearch.report.panel import Display
-from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.run_folder import RunFolder, code_conditions
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import SearchEngine
@@ -65,6 +65,7 @@ class Run:
         torch.set_num_threads(training.threads or torch.get_num_threads())
         torch.use_deterministic_algorithms(training.deterministic)
         self.lane = Lane()
+        self.code = code_conditions()
         self.dtype = compute_dtype(self.recipe.model.dtype)
         self._policy: PreTrainedModel | None = None
         self._vllm: VllmSampler | None = None

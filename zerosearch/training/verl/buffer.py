@@ -22,7 +22,7 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.evaluation.benchmark import score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, summarize
-from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.run_folder import RunFolder, code_conditions
 from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
@@ -110,10 +110,10 @@ class EpisodeBuffer(ReplayBuffer):
         scored = [score_trajectory(episode.trajectory) for episode in tested]
         rows = ({**e.record, "f1": s.f1, "em": s.em} for e, s in zip(tested, scored, strict=True))
         folder.write_trajectories(system, rows)
-        folder.add_system(system, summarize(scored, conditions(recipe)))
+        folder.add_system(system, summarize(scored, conditions(recipe, step)))
 
 
-def conditions(recipe: Recipe) -> dict[str, Scalar]:
+def conditions(recipe: Recipe, step: int) -> dict[str, Scalar]:
     """What the results of a test within verl were measured under."""
     return {
         "questions": recipe.data.test,
@@ -124,7 +124,9 @@ def conditions(recipe: Recipe) -> dict[str, Scalar]:
         "model": recipe.model.name,
         "rollout": recipe.verl.rollout,
         "seed": recipe.seed,
+        "step": step,
         "greedy": True,
+        **code_conditions(),
     }
 
 
