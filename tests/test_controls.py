@@ -1,6 +1,7 @@
 """What is done with a finished run: its controls, another measurement, one question asked."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from zerosearch.report.run_folder import RunFolder
 from zerosearch.training import controls
 from zerosearch.training.checkpoint import checkpoints, load_state
 from zerosearch.training.controls import run_controls
-from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.run import Run
 
 CONTROLS = [
@@ -146,6 +147,16 @@ def test_a_number_says_which_policy_and_which_code_it_is_of(run: Path) -> None:
     assert 0.1 < results(run)["measurements"]["peak_memory_gib"] < 100
 
 
+def test_a_policy_of_verl_is_to_be_exported_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    RunFolder.create(run, resolved_toml(load_recipe("one-node", [f"output={run}"])))
+    for line in (["eval", run], ["eval", run, "--controls"], ["ask", "Who?", "--run", run]):
+        with pytest.raises(SystemExit) as ended:
+            command([str(word) for word in line])
+        assert ended.value.code == 2
+        assert f"{run} was trained on verl" in (said := capsys.readouterr().err) and "zerosearch export" in said
+
+
 def test_controls_end_with_verdicts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_controls(run)
     assert "Control: F1 without a search is at most 0.10 in each of 4 families: holds" in " ".join(
@@ -167,7 +178,7 @@ def test_a_question_is_answered_step_by_step(run: Path, capsys: pytest.CaptureFi
         command(["ask", "Where was [red]Alice[/red] born?", "--run", str(run)])
     assert not ended.value.code
     shown = capsys.readouterr().out
-    assert any(word in shown for word in ("searches", "answers", "writes", "no answer"))
+    assert re.search(r"reads +Doc 1\(Title: ", shown), "a search and the page that it brought"
     with pytest.raises(SystemExit) as refused:
         command(["ask", " ", "--run", str(run)])
     assert refused.value.code == 2

@@ -14,7 +14,7 @@ from scores import scored, system
 from zerosearch.agent.trajectory import Search, Trajectory
 from zerosearch.agent.trajectory import Segment as TokenSegment
 from zerosearch.data import Question
-from zerosearch.errors import RunError
+from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.results import (
     CLOSED_BOOK,
     ONE_SEARCH,
@@ -32,6 +32,7 @@ from zerosearch.report.metrics_log import MetricsLog
 from zerosearch.report.plots import plot_learning_curve, smoothed
 from zerosearch.report.results_table import final_line, results_markdown, show_results
 from zerosearch.report.text import visible
+from zerosearch.training.recipe_file import load_recipe
 
 
 class Terminal(io.StringIO):
@@ -244,6 +245,15 @@ def test_three_examples_are_picked() -> None:
     picked = pick_examples([shallow, silent, wrong, deep, right, example()])
     assert [each for _, each in picked] == [right, deep, wrong]
     assert pick_examples([silent]) == [("a failure", silent)]
+
+
+def test_a_right_episode_of_any_kind_is_an_example() -> None:
+    """Published sets and most of one's own say no kinds."""
+    right, wrong = example(""), example("", f1=0.0)
+    assert pick_examples([wrong, right, example("")]) == [("right", right), ("a failure", wrong)]
+    assert pick_examples([wrong, right, example()])[0][0] == "one hop, right"
+    with pytest.raises(UserError, match=r"report\.examples.*at most 3"):
+        load_recipe("world", ["report.examples=4"])
 
 
 def test_a_trajectory_makes_an_example() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_ctrl_c_ends_a_process_with_one_line_and_loses_nothing(model: Path, tmp_
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     last_line = errors.strip().splitlines()[-1]
-    assert last_line.startswith("interrupted; resume with: zerosearch train world") and "resume=true" in last_line
+    assert re.match(r"interrupted; resume with: .*zerosearch train world .*resume=true", last_line)
     assert "Traceback" not in errors
 
     carry_out(model, run, "resume=true", *given)
@@ -152,6 +153,7 @@ CALLS = {
     "updating": 2,
     "checkpointing": 3,
     "putting in place": 4,
+    "deleting": 1,
     "half a line": 4,
 }
 """At most how often a place is called before the process dies there: about what two steps call it."""
@@ -160,7 +162,7 @@ CALLS = {
 def deaths(chain: int) -> list[tuple[str, int, float]]:
     """Ten moments by chance: where, at which call, and how many seconds later."""
     generator = random.Random(chain)
-    places = [*CALLS, *generator.sample(sorted(CALLS), 4)]
+    places = [*CALLS, *generator.sample(sorted(CALLS), 3)]
     generator.shuffle(places)
     return [
         (place, generator.randint(1, CALLS[place]), generator.choice((0.0, 0.05)) * generator.random())
@@ -215,6 +217,7 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_bits(model: Path, tmp
 def test_the_quickstart_killed_in_its_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     """The recipe `world` with the embedded model, in 32 bits, with fewer steps and questions."""
     given = ["model.dtype=float32", "training.steps=3", "training.save_every=1", "data.test_limit=16"]
+    given += ["training.deterministic=true"]
     given += ["training.questions_per_step=4", "simulation.tuning.pages=32", "warm_start.demonstrations=8"]
     command = [sys.executable, "-m", "zerosearch", "train", "world", *given]
     subprocess.run([*command, f"output={tmp_path / 'unbroken'}"], check=True, timeout=900)
@@ -223,10 +226,10 @@ def test_the_quickstart_killed_in_its_training_ends_with_the_same_bits(tmp_path:
     limit = time.monotonic() + 900
     while not (run / "checkpoints" / "step-000001").is_dir() and time.monotonic() < limit:
         time.sleep(0.1)
-    time.sleep(random.random() * 10)
+    time.sleep(random.Random(0).uniform(0, 5))
     process.kill()
     process.wait(timeout=60)
-    assert not (run / "curve.png").exists()
+    assert [path.name for path in checkpoints(run / "checkpoints")] < ["step-000003"], "killed before the last step"
     subprocess.run([*command, f"output={run}", "resume=true"], check=True, timeout=900)
     assert bits(run) == bits(tmp_path / "unbroken")
     assert rows(run) == rows(tmp_path / "unbroken")

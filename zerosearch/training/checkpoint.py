@@ -1,7 +1,6 @@
 """Checkpoints: everything that a run needs to go on, each written whole or not at all."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from torch import nn
 
 from zerosearch.errors import RunError
 from zerosearch.inference.adapters import adapter_state, has_adapters, load_adapters, merged_state
-from zerosearch.report.files import whole_folder
+from zerosearch.report.files import delete_folder, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,7 +114,7 @@ def drop_old(folder: Path, keep: int, good_step: int) -> None:
     good = checkpoint_before(folder, good_step)
     for old in checkpoints(folder)[:-keep]:
         if old != good:
-            shutil.rmtree(old)
+            delete_folder(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:

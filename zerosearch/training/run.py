@@ -12,7 +12,7 @@ from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
-from zerosearch.data.question_set import load_questions
+from zerosearch.data.question_set import QuestionSet, load_questions
 from zerosearch.inference.local import BatchSampler, Lane
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
 from zerosearch.inference.plain import lane_sampler
@@ -101,18 +101,20 @@ class Run:
         return load_model(name)
 
     @cached_property
-    def train_questions(self) -> tuple[Question, ...]:
-        return self._questions(self.recipe.data.train, "train", self.recipe.data.train_limit)
+    def train_set(self) -> QuestionSet:
+        return load_questions(self.recipe.data.train, "train", self.recipe.data.train_limit)
 
     @cached_property
-    def test_questions(self) -> tuple[Question, ...]:
-        return self._questions(self.recipe.data.test, "test", self.recipe.data.test_limit)
+    def test_set(self) -> QuestionSet:
+        return load_questions(self.recipe.data.test, "test", self.recipe.data.test_limit)
 
-    def _questions(self, source: str, split: str, limit: int) -> tuple[Question, ...]:
-        found = load_questions(source, split, limit)
-        for record in found.left_out:
-            self.display.note(f"left out {record.place}: {record.reason}")
-        return found.questions
+    @property
+    def train_questions(self) -> tuple[Question, ...]:
+        return self.train_set.questions
+
+    @property
+    def test_questions(self) -> tuple[Question, ...]:
+        return self.test_set.questions
 
     @cached_property
     def corpus(self) -> Sequence[Document]:

@@ -20,7 +20,7 @@ from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.inference.vllm import check_installed
 from zerosearch.report.console import open_console
 from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
-from zerosearch.report.files import write_atomically
+from zerosearch.report.files import sweep, write_atomically
 from zerosearch.report.panel import open_display
 from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
@@ -82,7 +82,7 @@ def stage_names(recipe: Recipe) -> list[str]:
     names = []
     if recipe.evaluation.untrained:
         names.append(f"evaluation {UNTRAINED}")
-    if recipe.simulates and recipe.simulation.tuning.enabled:
+    if recipe.tunes_simulator:
         names.append(STAGE)
     if recipe.warm_start.enabled:
         names.append("warm start")
@@ -116,6 +116,7 @@ def open_folder(recipe: Recipe) -> RunFolder:
     if not (recipe.resume and (path / "recipe.toml").is_file()):
         return RunFolder.create(path, resolved_toml(recipe.model_copy(update={"resume": False})))
     folder = RunFolder.open(path)
+    sweep(folder.checkpoints)
     earlier = load_recipe(str(folder.recipe))
     for section, value in recipe:
         before = getattr(earlier, section)
@@ -133,7 +134,7 @@ def tune_simulator(run: Run) -> None:
     """Tune the simulator on pages of the real engine, unless this run has done so already."""
     recipe, tuning = run.recipe, run.recipe.simulation.tuning
     target = run.folder.checkpoints / "simulator"
-    if not recipe.simulates or not tuning.enabled or target.is_dir():
+    if not recipe.tunes_simulator or target.is_dir():
         return
     started = time.perf_counter()
     run.drop_policy()
@@ -262,6 +263,7 @@ def measure(
     )
     conditions: dict[str, Scalar] = {
         "questions": recipe.data.test,
+        "questions_left_out": len(run.test_set.left_out),
         "engine": engine.name if engine else "none",
         **_engine_conditions(engine, recipe),
         "k": settings.k,
