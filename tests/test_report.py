@@ -80,7 +80,7 @@ def test_no_curve_without_rewards(tmp_path: Path) -> None:
 
 def test_the_tables_hold_the_measured_numbers() -> None:
     markdown = results_markdown(three_systems()).splitlines()
-    rows = {cells[0]: cells for line in markdown if len(cells := line.strip("| ").split(" | ")) > 3}
+    rows = {cells[0]: cells for line in reversed(markdown) if len(cells := line.strip("| ").split(" | ")) > 3}
     header = ["one hop", "two hops", "comparison", "all", "EM", "substring EM", "searches", "n"]
     assert rows["system"][1:] == header
     assert rows[TRAINED][1:] == [
