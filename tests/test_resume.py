@@ -258,8 +258,8 @@ def test_measuring_an_unfinished_run_does_not_end_its_training(
         carry_out(model, run, *few)
     evaluate_run(run)
     evaluate_run(run, ["evaluation.k=1"])
-    assert list(results(run)["systems"]) == ["step 1", "step 1, evaluation.k=1"]
-    assert results(run)["systems"]["step 1"]["conditions"]["step"] == 1
+    assert list(results(run)["systems"]) == ["step 2", "step 2, evaluation.k=1"]
+    assert results(run)["systems"]["step 2"]["conditions"]["step"] == 2
     with pytest.raises(UserError, match="holds no finished run"):
         run_controls(run)
     carry_out(model, run, "resume=true", *few)

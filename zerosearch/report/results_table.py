@@ -205,8 +205,8 @@ def _f1(scores: Scores | None) -> Cell:
 
 
 def _parts(rows: Sequence[Sequence[Cell]]) -> list[list[Sequence[Cell]]]:
-    """The columns up to `all` and those after it, each with the names; one part where there is no `all`."""
-    if "all" not in rows[0]:
+    """The columns up to `all` and those after it, each with the names; one part where none come after it."""
+    if "all" not in rows[0][:-1]:
         return [[*rows]]
     middle = rows[0].index("all") + 1
     return [[row[:middle] for row in rows], [[row[0], *row[middle:]] for row in rows]]
