@@ -176,7 +176,7 @@ def code_conditions() -> dict[str, Scalar]:
     """What a measurement depends on besides its recipe, as conditions: version, commit, packages."""
     found = gather_versions()
     packages = ", ".join(f"{name} {found[name]}" for name in ("python", *PACKAGES) if found[name])
-    commit = {name: found[name] for name in ("commit", "modified") if name in found}
+    commit: dict[str, Scalar] = {name: found[name] for name in ("commit", "modified") if name in found}
     return {"version": found["zerosearch"], **commit, "packages": packages}
 
 
