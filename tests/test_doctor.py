@@ -211,6 +211,35 @@ def test_a_full_disk_and_small_shared_memory_are_found(monkeypatch: pytest.Monke
     assert findings(*ALONE, recipe="one-node")["disk"].state == "ok"
 
 
+def test_all_that_a_run_keeps_is_counted() -> None:
+    """12 bytes for a weight and its moments, 4 for a weight; the embedded model has 134.5 million."""
+    per_weight = {
+        (): 12 * 3 + 4 + 4,
+        ("training.keep=2",): 12 * 4 + 4 + 4,
+        ("warm_start.enabled=false",): 12 * 3 + 4,
+        ("simulation.tuning.enabled=false",): 12 * 3 + 4,
+        ("lora.rank=8",): 4 * 3 + 4 + 4,
+        ("training.steps=0",): 4,
+    }
+    for overrides, expected in per_weight.items():
+        assert doctor.checkpoint_bytes(load_recipe("world", overrides)) / 134.5e6 == pytest.approx(expected, rel=0.01)
+
+
+def test_too_little_memory_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "available_memory", lambda: 2 * 10**9)
+    found = findings()["memory"]
+    assert found.state == "problem" and "2.0 GB free, at least 3.2 GB wanted" in found.said
+    assert findings("lora.rank=8")["memory"].state == "ok"
+    monkeypatch.undo()
+    assert 10**8 < doctor.available_memory() < 10**13
+
+
+def test_records_that_were_left_out_are_counted(tmp_path: Path) -> None:
+    rows = [{"question": "Who?", "golden_answers": ["the" if number == 7 else "Ann"]} for number in range(200)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert findings(f"data.test={tmp_path / 'a.jsonl'}")["test questions"].said.endswith("a.jsonl, 1 records left out")
+
+
 def test_keys_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("HF_TOKEN", "WANDB_API_KEY"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from safetensors import SafetensorError
 
 from zerosearch.cli.main import run, show_log
 from zerosearch.errors import RunError, UserError
@@ -196,6 +197,18 @@ def test_waiting_for_another_process_has_an_end(
         embedded_model_path()
 
 
+def test_a_disk_that_is_full_at_the_conversion(
+    registry: Registry, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(gguf: Path, folder: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(embedded, "_convert", full)
+    with pytest.raises(RunError, match=r"could not be written .* make room there"):
+        embedded_model_path()
+    assert not (cache / embedded._FOLDER).exists()
+
+
 def test_a_cache_that_cannot_be_written(registry: Registry, cache: Path) -> None:
     cache.write_text("a file")
     with pytest.raises(RunError, match="could not be written"):
@@ -206,10 +219,9 @@ def test_a_local_copy_takes_its_place(registry: Registry, tmp_path: Path, monkey
     copy = tmp_path / "copy"
     copy.mkdir()
     monkeypatch.setenv("ZEROSEARCH_MODEL", str(copy))
-    with pytest.raises(UserError, match=r"ZEROSEARCH_MODEL.*config\.json and no tokenizer\.json"):
+    with pytest.raises(UserError, match=r"ZEROSEARCH_MODEL.*holds no config\.json"):
         embedded_model_path()
     (copy / "config.json").write_text("{}")
-    (copy / "tokenizer.json").write_text("{}")
     assert embedded_model_path() == copy
     assert resolve_model("embedded") == resolve_model(str(copy)) == str(copy)
     assert registry.commands == []

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,17 @@ from scores import system
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zerosearch.cli.main import run as command
+from zerosearch.cli.plan import plan
 from zerosearch.errors import UserError
-from zerosearch.report.model_card import model_card
+from zerosearch.report.model_card import EVALUATION, model_card
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.training.checkpoint import TrainingState, save_checkpoint
 from zerosearch.training.export import export
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 
+SECRETS = {"ahead.json": "{}", "of a later version.json": "{}"}
+"""What a checkpoint may hold beside its model; the first are rollouts."""
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 
@@ -41,7 +45,7 @@ def trained(path: Path) -> PreTrainedModel:
     optimizer = torch.optim.AdamW(model.parameters())
     model(IDS, labels=IDS).loss.backward()
     optimizer.step()
-    save_checkpoint(folder.checkpoints, model, tokens, optimizer, TrainingState(step=7), keep=1)
+    save_checkpoint(folder.checkpoints, model, tokens, optimizer, TrainingState(step=7), keep=1, beside=SECRETS)
     return model
 
 
@@ -94,7 +98,7 @@ def test_a_local_runs_policy_is_a_folder_that_transformers_loads(
     assert "(step-000007) is in" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
-    assert not names & {"optimizer.safetensors", "state.json", "critic", "adapters.safetensors"}
+    assert not names & {"optimizer.safetensors", "state.json", "critic", "adapters.safetensors", *SECRETS}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<|im_end|>"
@@ -156,6 +160,17 @@ def test_the_card_says_what_was_measured_and_how_it_was_trained() -> None:
     assert re.search(r"\| after RL \| 4 of .* \| 0.750 ± 0.250 \| 0.750 ± 0.250 \| 0.750 ± 0.250 \| 1.00 \|", said)
     assert "Versions: zerosearch 0.1, commit abc." in said
     assert "None: the run was not evaluated." in card(results=False)
+
+
+def test_the_cards_command_evaluates_the_policy_as_it_is(tmp_path: Path) -> None:
+    assert EVALUATION in card()
+    words = shlex.split(EVALUATION.replace("\\\n", "").replace("THIS_FOLDER", str(tiny.folder(tmp_path / "policy"))))
+    assert words[:3] == ["zerosearch", "train", "world"]
+    recipe = load_recipe("world", words[3:])
+    said = " ".join(plan(recipe))
+    assert "evaluation of the trained policy" in said and "0 steps" in said
+    assert "tuning" not in said and "warm start:" not in said and "untrained" not in said
+    assert not load_recipe("world", ["training.steps=0"]).tunes_simulator
 
 
 def test_the_card_repeats_keys_that_recipes_have() -> None:

@@ -1,5 +1,6 @@
 """Packed scoring: the same numbers and gradients as each sequence alone, and nothing of unwanted tokens."""
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, combinations, takewhile
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from zerosearch.inference import supervised
 from zerosearch.inference.packed import Branch, SelectiveLogSoftmax, Tree, micro_batches, score
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.inference.trie import WORTH_SHARING, lay_out
@@ -286,9 +288,24 @@ def test_supervised_learning_lowers_the_loss_of_wanted_tokens_and_repeats() -> N
     assert not model.training
 
 
-def test_supervised_learning_stops_when_asked() -> None:
-    model, steps = tiny.model(), []
-    learn(
-        model, FIXED * 4, SupervisedSettings(batch_size=1), lambda step, *_: steps.append(step), lambda: len(steps) == 3
-    )
-    assert steps == [1, 2, 3]
+def test_supervised_learning_goes_on_in_whole_batches_for_the_seconds_given() -> None:
+    started = time.perf_counter()
+    _, losses = taught(seconds=0.5)
+    assert 0.5 <= time.perf_counter() - started < 3
+    assert len(losses) > 3 and losses[-1] < losses[0]
+
+
+def test_however_few_the_seconds_an_epoch_is_learned() -> None:
+    _, losses = taught(seconds=1e-9)
+    assert len(losses) == len(taught(epochs=1)[1]) == 3
+
+
+@pytest.mark.parametrize("warmup", [0.1, 0.5])
+def test_the_rate_follows_the_clock(warmup: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    settings = SupervisedSettings(seconds=100, batch_size=3, warmup=warmup)
+    rates = list(supervised._rates_by_time(6, settings))
+    assert len(rates) == 19 and max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) == round(warmup * 20) - 1
+    assert rates[0] == 0.1 and rates[-1] == pytest.approx(0.1 + 0.045 / (1 - warmup))

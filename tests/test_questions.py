@@ -168,6 +168,20 @@ def test_a_record_without_usable_answers_is_left_out_and_listed(tmp_path: Path) 
     )
 
 
+def test_what_is_left_out_is_named_and_counted_in_the_log_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [record(number) for number in range(200)]
+    rows[5]["golden_answers"] = ["The"]
+    path = write_lines(tmp_path / "a.jsonl", *rows)
+    for limit in (None, 3):
+        load_questions(path, limit=limit)
+    assert caplog.messages == [
+        f"left out line 6 of {path} (id q5): no golden answer is left after normalising",
+        f"left out 1 of the 200 records of {path}",
+    ]
+
+
 def test_more_than_one_percent_left_out_is_an_error(tmp_path: Path) -> None:
     rows = [record(number) for number in range(200)]
     rows[3]["golden_answers"] = rows[4]["golden_answers"] = ["the"]

@@ -1,7 +1,9 @@
 """What a run shows at its end: the numbers are the measured ones, and hostile text acts on nothing."""
 
 import io
+import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,25 @@ from scores import scored, system
 from zerosearch.agent.trajectory import Search, Trajectory
 from zerosearch.agent.trajectory import Segment as TokenSegment
 from zerosearch.data import Question
-from zerosearch.errors import RunError
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Results, summarize
+from zerosearch.errors import RunError, UserError
+from zerosearch.evaluation.results import (
+    CLOSED_BOOK,
+    ONE_SEARCH,
+    PEAK_MEMORY,
+    TRAINED,
+    UNTRAINED,
+    WARM_START,
+    Results,
+    SystemResult,
+    summarize,
+)
+from zerosearch.evaluation.verdicts import verdicts
 from zerosearch.report.examples import Example, PlainSegment, examples_text, pick_examples, show_examples
 from zerosearch.report.metrics_log import MetricsLog
 from zerosearch.report.plots import plot_learning_curve, smoothed
 from zerosearch.report.results_table import final_line, results_markdown, show_results
 from zerosearch.report.text import visible
+from zerosearch.training.recipe_file import load_recipe
 
 
 class Terminal(io.StringIO):
@@ -66,7 +80,7 @@ def test_no_curve_without_rewards(tmp_path: Path) -> None:
 
 def test_the_tables_hold_the_measured_numbers() -> None:
     markdown = results_markdown(three_systems()).splitlines()
-    rows = {cells[0]: cells for line in markdown if len(cells := line.strip("| ").split(" | ")) > 3}
+    rows = {cells[0]: cells for line in reversed(markdown) if len(cells := line.strip("| ").split(" | ")) > 3}
     header = ["one hop", "two hops", "comparison", "all", "EM", "substring EM", "searches", "n"]
     assert rows["system"][1:] == header
     assert rows[TRAINED][1:] == [
@@ -101,6 +115,60 @@ def test_the_terminal_table_cuts_no_number(columns: int, monkeypatch: pytest.Mon
     for part in ["0.875", "±0.125", "±0.250", "sub. EM", "1.50", "greedy"]:
         assert part in shown
     assert "…" not in shown
+
+
+def with_controls(closed_book: float, one_search: float) -> Results:
+    """A run's own systems and controls over two families of two hops and one of one."""
+    kinds = [("one_hop", "founder"), ("two_hop", "home"), ("two_hop", "peak")] * 2
+
+    def measured(one_hop: float, home: float, peak: float) -> SystemResult:
+        scores = {"founder": one_hop, "home": home, "peak": peak}
+        return summarize(
+            [
+                replace(scored(i, scores[family], kind, searches=1 + (kind == "two_hop")), family=family)
+                for i, (kind, family) in enumerate(kinds)
+            ]
+        )
+
+    systems = {
+        WARM_START: measured(0.5, 0.5, 0.5),
+        TRAINED: measured(1.0, 0.9, 0.8),
+        CLOSED_BOOK: measured(0.0, 0.0, closed_book),
+        ONE_SEARCH: measured(1.0, 0.1, one_search),
+        **{f"after RL, search.k={k}": measured(0.5, 0.5, 0.5) for k in range(5)},
+    }
+    return Results(systems, {"reinforcement_seconds": 971.0, "real_searches_in_training": 0, PEAK_MEMORY: 5.12})
+
+
+def test_controls_are_judged_in_every_family() -> None:
+    good, bad = (list(verdicts(with_controls(*given))) for given in ((0.1, 0.6), (0.11, 0.61)))
+    assert [verdict.holds for verdict in good] == [True, True]
+    assert [verdict.failing for verdict in bad] == [("peak",), ("peak",)]
+    assert str(good[1]).endswith("at least 0.20 in each of 2 families: holds (0.200 to 0.800)")
+    assert str(bad[0]) == "F1 without a search is at most 0.10 in each of 3 families: FAILS in 1 (peak 0.110)"
+    assert list(verdicts(three_systems())) == []
+    older = with_controls(0.1, 0.61).to_json()
+    for each in older["systems"].values():
+        del each["family_kinds"]
+    assert [verdict.figures for verdict in verdicts(Results.from_json(older))][1] == {"two_hop": pytest.approx(0.495)}
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_searches_by_kind_controls_by_family_times_and_memory_are_shown(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = io.StringIO()
+    show_results(with_controls(0.3, 0.0), stream)
+    shown = stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= columns and "…" not in shown
+    assert re.search(r"searches per question, by kind\s*\n.*one hop +two hops +all", shown)
+    assert re.search(r"after RL +1\.00 +2\.00 +1\.67", shown)
+    assert shown.count("F1 by family of question") == 3
+    assert re.search(r"^peak .* 0\.300 ", shown, re.MULTILINE), "of a control"
+    said = " ".join(shown.split())
+    assert "Took: reinforcement 16:11, 5.1 GiB of memory at most." in said
+    assert "Control: F1 without a search is at most 0.10 in each of 3 families: FAILS in 1 (peak 0.300)" in said
 
 
 def test_the_final_line() -> None:
@@ -177,6 +245,15 @@ def test_three_examples_are_picked() -> None:
     picked = pick_examples([shallow, silent, wrong, deep, right, example()])
     assert [each for _, each in picked] == [right, deep, wrong]
     assert pick_examples([silent]) == [("a failure", silent)]
+
+
+def test_a_right_episode_of_any_kind_is_an_example() -> None:
+    """Published sets and most of one's own say no kinds."""
+    right, wrong = example(""), example("", f1=0.0)
+    assert pick_examples([wrong, right, example("")]) == [("right", right), ("a failure", wrong)]
+    assert pick_examples([wrong, right, example()])[0][0] == "one hop, right"
+    with pytest.raises(UserError, match=r"report\.examples.*at most 3"):
+        load_recipe("world", ["report.examples=4"])
 
 
 def test_a_trajectory_makes_an_example() -> None:

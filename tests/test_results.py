@@ -6,6 +6,12 @@ from types import ModuleType
 import pytest
 from script_files import load_script
 
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data import Question
+from zerosearch.evaluation.benchmark import score_trajectory
+from zerosearch.evaluation.results import summarize
+from zerosearch.report.run_folder import RunFolder
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,7 +30,7 @@ def test_the_readme_holds_the_tables_of_the_recorded_runs(
     monkeypatch.setattr(results, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
     text = results.readme()
-    assert text.startswith("before\n<!-- results -->\n| system") and text.endswith("<!-- end of results -->\nafter\n")
+    assert text.startswith("before\n<!-- results -->\n| F1 ") and text.endswith("<!-- end of results -->\nafter\n")
     assert "| **after RL** | 0.500" in text and "old" not in text
 
 
@@ -33,6 +39,17 @@ def test_a_record_is_read_as_it_was_written(results: ModuleType, tmp_path: Path)
     seed = results.Seed("world-5", ("after RL",), (question,))
     seed.write(tmp_path)
     assert results.Seed.read(tmp_path / "world-5.csv") == seed
+
+
+def test_what_was_measured_on_other_questions_is_no_part_of_the_record(results: ModuleType, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", "seed = 0\n")
+    for name, asked in (("after RL", "ab"), ("closed book", "ba"), ("mine", "ac")):
+        trajectories = [Trajectory(Question(each, "Is it?", ("yes",), "world"), answer="yes") for each in asked]
+        run.write_trajectories(name, (trajectory.to_json() for trajectory in trajectories))
+        run.add_system(name, summarize([score_trajectory(trajectory) for trajectory in trajectories]))
+    seed = results.Seed.of(run)
+    assert seed.systems == ("after RL", "closed book")
+    assert [question.id for question in seed.questions] == ["a", "b"]
 
 
 def test_gains_are_paired_and_means_are_of_the_seeds_that_measured_a_system(results: ModuleType) -> None:
@@ -56,7 +73,9 @@ def test_gains_are_paired_and_means_are_of_the_seeds_that_measured_a_system(resu
         ]
     )
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines()}
-    assert rows["**after RL**"][1:] == ["0.750 ± 0.250", "1.50", "2 |"]
+    assert rows["**after RL**"][1:] == ["0.750 ± 0.250", "2 |"]
+    assert rows["searches per question"] == ["one hop", "all", "seeds |"]
+    assert "| RAG | 1.50 | 1.50 | 1 |" in text
     assert rows["after RL, world-1"][1] == "0.500 ± 0.500"
     gained = text.split("gained by RL over")[1]
     assert "| after warm start | 0.500 ± 0.500 |" in gained.replace("n/a", "")

@@ -146,6 +146,29 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_full_disk_is_not_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(RunError, match="no space left"):
+        RunFolder.create(tmp_path / "run", RECIPE)
+
+
+def test_damaged_versions_are_one_sentence(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", RECIPE)
+    assert run.read_versions() == run_folder.gather_versions()
+    run.versions.write_text("{")
+    with pytest.raises(RunError, match=r"versions\.json cannot be read .+ write \{\} into it"):
+        run.read_versions()
+
+
+def test_the_way_on_is_said_for_make_too(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", RECIPE)
+    with pytest.raises(UserError, match=r"resume=true; make quickstart ARGS=resume=true"):
+        RunFolder.create(tmp_path / "run", RECIPE)
+
+
 def test_a_run_killed_at_its_first_file_can_be_started_again(tmp_path: Path) -> None:
     (tmp_path / ".recipe.toml.123.tmp").write_text("[trai")
     assert RunFolder.create(tmp_path, RECIPE).recipe.read_text() == RECIPE

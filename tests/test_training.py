@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -17,11 +18,12 @@ from zerosearch.cli.main import run as command
 from zerosearch.data import Document
 from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.world import build_world
+from zerosearch.data.world_files import write_world
 from zerosearch.errors import RunError, UserError
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
-from zerosearch.training import checkpoint, stages
+from zerosearch.training import checkpoint, stages, trainer
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.run import Run
@@ -140,13 +142,18 @@ def test_a_tuned_simulator_keeps_its_own_tokenizer(model: Path, tmp_path: Path) 
     assert tuned != AutoTokenizer.from_pretrained(model).encode(text)
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-def test_what_teaches_finds_nothing_of_the_test_half(model: Path, tmp_path: Path, indexed: bool) -> None:
-    world = build_world()
-    corpus = tmp_path / "index" if indexed else "world"
+@pytest.mark.parametrize("kind", ["world", "file", "index", "index of the file"])
+def test_what_teaches_finds_nothing_of_the_test_half(model: Path, tmp_path: Path, kind: str) -> None:
+    world, indexed = build_world(), kind.startswith("index")
+    corpus = tmp_path / kind if indexed else kind
+    source = "world"
+    if kind.endswith("file"):
+        write_world(world, tmp_path / "written")
+        source = str(tmp_path / "written" / "passages.jsonl")
+        corpus = corpus if indexed else source
     if indexed:
         with pytest.raises(SystemExit):
-            command(["search", "index", "world", "--out", str(corpus)])
+            command(["search", "index", source, "--out", str(corpus)])
     made = load_recipe("world", arguments(model, tmp_path / "run", f"search.corpus={corpus}"))
     run = Run(made, RunFolder.create(tmp_path / "run", ""), LineDisplay("", [], io.StringIO()))
     assert isinstance(run.corpus, IndexedPassages) is indexed and tuple(run.corpus) == world.passages
@@ -167,6 +174,24 @@ def test_a_run_meets_an_index_of_ones_own(model: Path, tmp_path: Path) -> None:
 
 
 # Trouble
+
+
+def test_a_reward_that_fails_in_training_loses_no_step(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rolled = trainer.run_groups
+
+    async def failing(agent: Any, order: Any, recipe: Any, step: int) -> Any:
+        if step == 3:
+            raise UserError("reward.function my:reward did not return a number")
+        return await rolled(agent, order, recipe, step)
+
+    given = [*ONLY_RL, "search.type=bm25", "training.save_every=0"]
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="as it was after step 2: go on"):
+        patch.setattr(trainer, "run_groups", failing)
+        carry_out(model, tmp_path / "run", *given)
+    assert checkpoint.steps_done(tmp_path / "run" / "checkpoints") == 2
+    carry_out(model, tmp_path / "run", "resume=true", *given)
 
 
 def test_a_full_disk_ends_the_run_and_it_goes_on_later(

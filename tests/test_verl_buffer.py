@@ -91,11 +91,11 @@ def test_episodes_that_verl_lost_end_the_run(found: int, wanted: int) -> None:
 
 def test_results_say_what_they_were_measured_under() -> None:
     own = load_recipe("world", ["trainer=verl", "model.dtype=bfloat16", "seed=3"])
-    found = conditions(own, {"search/bm25/calls": 9.0})
+    found = conditions(own, 1, {"search/bm25/calls": 9.0})
     assert found.items() >= {"engine": "bm25", "corpus": "world", "dtype": "bfloat16", "seed": 3}.items()
     assert "address" not in found
     real = load_recipe("world", ["trainer=verl", "evaluation.engine=serpapi"])
     counters = {"search/serpapi/requests": 5.0, "search/serpapi/cost": 0.5, "search/serpapi/calls": 7.0}
-    found = conditions(real, counters)
+    found = conditions(real, 1, counters)
     assert found.items() >= {"address": "https://serpapi.com", "requests": 5.0, "cost": 0.5}.items()
     assert date.fromisoformat(str(found["date"])) and "corpus" not in found

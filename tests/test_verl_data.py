@@ -36,14 +36,14 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def test_training_rows_are_the_local_trainers_questions_in_its_order(tmp_path: Path) -> None:
-    train, test = write_data(recipe("seed=5"), tmp_path)
+    train, test, *_ = write_data(recipe("seed=5"), tmp_path)
     order = QuestionOrder(load_questions("world", "train").questions, 5)
     assert [read_question(row["question"]) for row in rows(train)] == [order.draw() for _ in range(12)]
     assert [read_question(row["question"]) for row in rows(test)] == list(load_questions("world", "test", 5).questions)
 
 
 def test_a_row_says_what_verl_and_the_agent_loop_need(tmp_path: Path) -> None:
-    train, test = write_data(recipe(), tmp_path)
+    train, test, *_ = write_data(recipe(), tmp_path)
     for split, path in (("train", train), ("test", test)):
         for index, row in enumerate(rows(path)):
             question = read_question(row["question"])
@@ -61,7 +61,7 @@ def test_a_question_that_is_drawn_again_in_a_step_goes_on_with_its_samples(tmp_p
     path.write_text(
         "\n".join(json.dumps({"id": f"{n}", "question": f"Q{n}?", "golden_answers": ["Rome"]}) for n in range(3))
     )
-    train, _ = write_data(recipe(f"data.train={path}", "training.samples_per_question=5"), tmp_path / "data")
+    train, *_ = write_data(recipe(f"data.train={path}", "training.samples_per_question=5"), tmp_path / "data")
     for step in range(3):
         drawn = [row["extra_info"] for row in rows(train)[4 * step : 4 * step + 4]]
         earlier: Counter[str] = Counter()
@@ -78,18 +78,18 @@ def test_the_prompt_is_the_recipes(prompt: str, tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "Say: who?"}]
     path.write_text(json.dumps({"id": "1", "question": "who?", "golden_answers": ["Rome"], "prompt": asked}) + "\n")
     given = [f"data.train={path}", f"data.test={path}", f"model.prompt={path if prompt == 'file' else prompt}"]
-    _, test = write_data(recipe(*given), tmp_path / "data")
+    _, test, *_ = write_data(recipe(*given), tmp_path / "data")
     (row,) = rows(test)
     assert row["prompt"] == asked if prompt == "file" else row["prompt"][0]["content"].endswith("Question: who?\n")
 
 
 def test_a_file_is_written_again_only_when_its_rows_change(tmp_path: Path) -> None:
     first = write_data(recipe(), tmp_path)
-    before = [path.stat().st_mtime_ns for path in first]
+    before = [path.stat().st_mtime_ns for path in first[:2]]
     assert write_data(recipe("training.learning_rate=1e-4"), tmp_path) == first
-    assert [path.stat().st_mtime_ns for path in first] == before
+    assert [path.stat().st_mtime_ns for path in first[:2]] == before
     write_data(recipe("training.steps=4"), tmp_path)
-    train, test = (path.stat().st_mtime_ns for path in first)
+    train, test = (path.stat().st_mtime_ns for path in first[:2])
     assert train != before[0] and test == before[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test.parquet", "train.parquet"], "nothing is left over"
 
@@ -136,7 +136,7 @@ def test_verl_reads_them_in_order(tmp_path: Path) -> None:
     from verl.trainer.ppo.utils import create_rl_sampler
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    train, _ = write_data(recipe(), tmp_path / "data")
+    train, *_ = write_data(recipe(), tmp_path / "data")
     table = OmegaConf.create({"cache_dir": str(tmp_path), "filter_overlong_prompts": False, "shuffle": False})
     found = RLHFDataset(str(train), tiny.tokenizer(), table)
     assert list(create_rl_sampler(table, found)) == list(range(12))

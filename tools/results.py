@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from zerosearch.evaluation.results import TRAINED, WARM_START
+from zerosearch.evaluation.results import TRAINED, WARM_START, same_questions
 from zerosearch.evaluation.statistics import Estimate, average_over_seeds, mean_with_error, paired_difference
 from zerosearch.report.results_table import KINDS, Cell, markdown_table
 from zerosearch.report.run_folder import RunFolder
@@ -44,8 +44,10 @@ class Seed:
 
     @classmethod
     def of(cls, run: RunFolder) -> Self:
-        systems = tuple(run.read_results().systems)
-        by_system = {name: {each.question_id: each for each in scored([run], name)[0]} for name in systems}
+        """Without what was measured on other questions than the trained policy."""
+        records = {name: scored([run], name)[0] for name in run.read_results().systems}
+        systems = tuple(name for name, found in records.items() if same_questions([found, records[TRAINED]]))
+        by_system = {name: {each.question_id: each for each in records[name]} for name in systems}
         questions = [
             Question(
                 each.question_id,
@@ -102,13 +104,17 @@ def markdown(seeds: Sequence[Seed]) -> str:
     having = {name: [seed for seed in seeds if name in seed.systems] for name in systems}
 
     def row(label: str, name: str, among: Sequence[Seed]) -> list[Cell]:
-        searches = mean_with_error(average_over_seeds([seed.searches(name, "all") for seed in among])).mean
-        return [label, *(_f1(name, kind, among) for kind in kinds), f"{searches:.2f}", str(len(among))]
+        return [label, *(_f1(name, kind, among) for kind in kinds), str(len(among))]
+
+    def searched(name: str, among: Sequence[Seed]) -> list[Cell]:
+        means = [mean_with_error(average_over_seeds([seed.searches(name, kind) for seed in among])) for kind in kinds]
+        return [name, *(f"{each.mean:.2f}" for each in means), str(len(among))]
 
     means = [row(f"**{name}**" if name == TRAINED else name, name, having[name]) for name in systems]
     single = [
         row(f"{name}, {seed.name}", name, [seed]) for name in (WARM_START, TRAINED) for seed in having.get(name, [])
     ]
+    searches = [searched(name, having[name]) for name in systems]
     gained: list[list[Cell]] = [
         [name, *(_gain(name, kind, having[name]) for kind in kinds), str(len(having[name]))]
         for name in systems
@@ -116,8 +122,9 @@ def markdown(seeds: Sequence[Seed]) -> str:
     ]
     return "\n\n".join(
         [
-            markdown_table([["system", *headings, "searches", "seeds"], *means]),
-            markdown_table([["each seed", *headings, "searches", "seeds"], *single]),
+            markdown_table([["F1", *headings, "seeds"], *means]),
+            markdown_table([["F1 of each seed", *headings, "seeds"], *single]),
+            markdown_table([["searches per question", *headings, "seeds"], *searches]),
             markdown_table([["gained by RL over", *headings, "seeds"], *gained]),
         ]
     )

@@ -37,8 +37,8 @@ def prompt(
 ) -> None:
     """Save the prompt of a published policy from the question set that it was trained on."""
     from zerosearch.agent.prompt import load_prompt, prompt_toml
-    from zerosearch.report.files import write_atomically
+    from zerosearch.report.files import write_named
 
     template = load_prompt(questions)
-    write_atomically(out, prompt_toml(template))
+    write_named(out, prompt_toml(template))
     typer.echo(f"the prompt of {questions} is in {out}")

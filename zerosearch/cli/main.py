@@ -7,8 +7,10 @@ defect of this program and shows its traceback.
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from zerosearch.errors import RunError, UserError
 
@@ -69,9 +71,18 @@ def _stop(sentence: str, code: int) -> None:
 
 
 def _interrupted(given: list[str]) -> str:
-    if given[:1] == ["simulate"] and given[1:2] != ["try"]:
+    again = given[:1] == ["simulate"] and given[1:2] != ["try"]
+    if again or (given[:1] == ["eval"] and "--controls" in given):
         return "interrupted; give the same command again to go on"
-    if given[:1] != ["train"]:
+    if given[:1] not in (["train"], ["original"]):
         return "interrupted"
     kept = [argument for argument in given if not argument.startswith("resume=")]
-    return f"interrupted; resume with: zerosearch {shlex.join([*kept, 'resume=true'])}"
+    return f"interrupted; resume with: {_program()} {shlex.join([*kept, 'resume=true'])}"
+
+
+def _program() -> str:
+    """What has to be typed to run this program again."""
+    used, found = Path(sys.argv[0]), shutil.which("zerosearch")
+    if found and used.name == Path(found).name and used.exists() and used.samefile(found):
+        return "zerosearch"
+    return shlex.join([str(used)] if used.name == "zerosearch" else [sys.executable, "-m", "zerosearch"])

@@ -40,7 +40,7 @@ def _verl(recipe: Recipe) -> list[str]:
 
 def _tuning(recipe: Recipe) -> list[str]:
     tuning = recipe.simulation.tuning
-    if not recipe.simulates or not tuning.enabled:
+    if not recipe.tunes_simulator:
         return []
     return [
         f"simulator tuning: {recipe.simulation.model} on {tuning.pages} pages of the real engine, "

@@ -189,7 +189,7 @@ def _template(template_from: Path | None) -> list[str]:
 
 
 def _save_template(data: Path, out: Path) -> None:
-    from zerosearch.report.files import write_atomically
+    from zerosearch.report.files import write_named
     from zerosearch.simulation.derive import derive_template
     from zerosearch.simulation.published import read_tuning_set
     from zerosearch.simulation.template import template_toml
@@ -198,7 +198,7 @@ def _save_template(data: Path, out: Path) -> None:
     text = template_toml(derived.template)
     if out.exists() and out.read_text("utf-8") != text:
         raise UserError(f"{out} is there already and holds another template: use it (simulation.template) or delete it")
-    write_atomically(out, text)
+    write_named(out, text)
     lacking = f"; nothing in it shows {', '.join(derived.missing)}" if derived.missing else ""
     typer.echo(f"template of {derived.reproduced} of {derived.rows} rows saved as {out}{lacking}", err=True)
 

@@ -1,9 +1,11 @@
 """Question sets: the embedded world, files in the published layout, JSON Lines, the Hugging Face hub."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from zerosearch.errors import UserError
 LARGEST_LEFT_OUT_SHARE = 0.01
 """More records without a usable question or answer than this share are a mistake, not an accident."""
 
+_log = logging.getLogger(__name__)
 _COLUMNS = ("id", "question", "golden_answers", "data_source", "reward_model", "extra_info")
 _WORLD_COLUMNS = ("kind", "family", "hops")
 _SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
@@ -44,7 +47,7 @@ class QuestionSet:
 
 
 def load_questions(source: str | Path, split: str = "train", limit: int | None = None) -> QuestionSet:
-    """Load a split of a question set.
+    """Load a split of a question set. Each record that is left out is named in the log, once in a process.
 
     Args:
         source: `world`; a .parquet, .jsonl or .jsonl.gz file (then `split` does not matter); a folder that
@@ -101,7 +104,16 @@ def _from_records(
             f"{len(left_out)} of the {total} records of {name} cannot be used, more than "
             f"{LARGEST_LEFT_OUT_SHARE:.0%} (the first: {first.place}, {first.reason}): correct or remove them"
         )
+    _announce(name, total, tuple(left_out))
     return QuestionSet(_spread(tuple(questions), limit), tuple(left_out))
+
+
+@cache
+def _announce(name: str, total: int, left_out: tuple[LeftOut, ...]) -> None:
+    for record in left_out:
+        _log.warning("left out %s of %s (id %s): %s", record.place, name, record.id, record.reason)
+    if left_out:
+        _log.warning("left out %d of the %d records of %s", len(left_out), total, name)
 
 
 def _spread(questions: tuple[Question, ...], limit: int | None) -> tuple[Question, ...]:

@@ -13,6 +13,13 @@ Scalar = str | int | float | bool | None
 UNTRAINED = "untrained"
 WARM_START = "after warm start"
 TRAINED = "after RL"
+OWN = (UNTRAINED, WARM_START, TRAINED)
+"""What every run measures itself; all else are controls, and what a user asked for."""
+
+CLOSED_BOOK = "closed book, warm start"
+ONE_SEARCH = "after RL, one search"
+
+PEAK_MEMORY = "peak_memory_gib"
 
 Gains = Mapping[str, Estimate]
 """Differences in F1 with their paired standard errors, by kind of question; `all` is over all questions."""
@@ -70,6 +77,8 @@ class SystemResult:
     all: Scores
     kinds: Mapping[str, Scores]
     families: Mapping[str, Scores]
+    family_kinds: Mapping[str, str] = field(default_factory=dict)
+    """The kind of each family's questions; empty in results of older versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +141,14 @@ def summarize_seeds(
     keys = [_key(record) for record in by_seed[0]] if by_seed else []
     if len(set(keys)) < len(keys):
         raise ValueError("a question was scored twice in one pass")
-    if any([_key(record) for record in records] != keys for records in by_seed):
+    if not same_questions(by_seed):
         raise ValueError("the seeds were scored on different questions")
     return SystemResult(
         conditions=dict(conditions or {}),
         all=_scores(by_seed),
         kinds=_scores_by(lambda record: record.kind, by_seed),
         families=_scores_by(lambda record: record.family, by_seed),
+        family_kinds={record.family: record.kind for record in by_seed[0] if record.family},
     )
 
 
@@ -150,8 +160,7 @@ def gains(system: Sequence[Sequence[Scored]], baseline: Sequence[Sequence[Scored
         ValueError: they were scored on different questions.
     """
     ours, theirs = ([sorted(records, key=_key) for records in by_seed] for by_seed in (system, baseline))
-    keys = [_key(record) for record in ours[0]]
-    if any([_key(record) for record in records] != keys for records in (*ours, *theirs)):
+    if not same_questions([*ours, *theirs]):
         raise ValueError("the systems were scored on different questions")
 
     def difference(kind: str) -> Estimate:
@@ -160,6 +169,11 @@ def gains(system: Sequence[Sequence[Scored]], baseline: Sequence[Sequence[Scored
         return paired_difference(*map(average_over_seeds, scores))
 
     return {kind: difference(kind) for kind in [*sorted({record.kind for record in ours[0]} - {""}), "all"]}
+
+
+def same_questions(records_by_pass: Sequence[Sequence[Scored]]) -> bool:
+    """Whether all passes scored the same questions."""
+    return len({tuple(sorted(map(_key, records))) for records in records_by_pass}) <= 1
 
 
 def _key(record: Scored) -> tuple[str, str]:
@@ -204,6 +218,7 @@ def _system(value: Mapping[str, Any]) -> SystemResult:
         all=_read_scores(value["all"]),
         kinds={name: _read_scores(scores) for name, scores in value["kinds"].items()},
         families={name: _read_scores(scores) for name, scores in value["families"].items()},
+        family_kinds=dict(value.get("family_kinds", {})),
     )
 
 

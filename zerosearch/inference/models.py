@@ -42,7 +42,7 @@ def load_model(name: str) -> "PreTrainedModel":
     `device()`.
 
     Raises:
-        UserError: there is no such model, or it is no causal language model.
+        UserError: there is no such model, it is no causal language model, or a package that it needs is missing.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -54,7 +54,7 @@ def load_model(name: str) -> "PreTrainedModel":
         config = AutoConfig.from_pretrained(path)
         _drop_nothing(config)
         model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"the model '{name}' cannot be loaded: {_first_sentence(error)}") from error
     return model.to(device()).eval()
 
@@ -91,14 +91,14 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a model by the model's name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
     from transformers import AutoTokenizer
 
     path = resolve_model(name)
     try:
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file tokenizers raises nothing narrower
         raise UserError(f"the tokenizer of '{name}' cannot be loaded: {_first_sentence(error)}") from error
 
 

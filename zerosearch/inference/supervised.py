@@ -1,8 +1,10 @@
 """Supervised learning on written tokens: the warm start of a policy and the tuning of a simulator."""
 
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SupervisedSettings:
     """batch_size: trees per optimiser step. warmup: share of the steps in which the rate rises from zero;
-    afterwards it falls linearly to a tenth. dtype: of the products."""
+    afterwards it falls linearly to a tenth. dtype: of the products.
+
+    seconds: learn for so long instead of `epochs`, but for one epoch at least; the rate then follows the clock, from
+    a tenth and back to it.
+    """
 
     epochs: int = 1
     batch_size: int = 8
@@ -26,6 +32,7 @@ class SupervisedSettings:
     max_grad_norm: float = 1.0
     seed: int = 0
     dtype: torch.dtype = torch.float32
+    seconds: float = 0.0
 
 
 class Keeper(Protocol):
@@ -44,29 +51,23 @@ def learn(
     model: "PreTrainedModel",
     trees: Sequence[Tree],
     settings: SupervisedSettings,
-    progress: Callable[[int, int, float], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, float], None] | None = None,
     keeper: Keeper | None = None,
 ) -> list[float]:
     """Minimise the mean negative log-likelihood of the wanted tokens; return it for each optimiser step that was made.
 
     Each step's loss is the mean over its wanted tokens, however they are split into micro-batches.
-    `progress` gets (step, steps, loss); `stop` is asked before each step. With a keeper, learning goes on where an
-    earlier call with the same trees and settings was broken off.
+    `progress` gets (step, loss). With a keeper, learning goes on where an earlier call with the same trees and
+    settings was broken off.
     """
-    generator = random.Random(settings.seed)
-    order = [tree for _ in range(settings.epochs) for tree in generator.sample(list(trees), len(trees))]
-    steps = [order[at : at + settings.batch_size] for at in range(0, len(order), settings.batch_size)]
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     done = keeper.restore(optimizer) if keeper else 0
-    rising = max(1, round(settings.warmup * len(steps)))
+    rates = _rates_by_time(len(trees), settings) if settings.seconds else _rates(len(trees), settings)
+    steps = enumerate(zip(_batches(trees, settings), rates, strict=False))
     losses = []
     model.train()
-    for index, batch in enumerate(steps[done:], done):
-        if stop is not None and stop():
-            break
-        rate = (index + 1) / rising if index < rising else 1 - 0.9 * (index - rising) / max(1, len(steps) - rising)
+    for index, (batch, rate) in islice(steps, done, None):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
         wanted = sum(sum(branch.wanted) for tree in batch for branch in tree.branches)
@@ -82,6 +83,32 @@ def learn(
         if keeper is not None:
             keeper.keep(index + 1, optimizer)
         if progress is not None:
-            progress(index + 1, len(steps), total)
+            progress(index + 1, total)
     model.eval()
     return losses
+
+
+def _batches(trees: Sequence[Tree], settings: SupervisedSettings) -> Iterator[list[Tree]]:
+    """The trees of each step, epoch after epoch; without end where the clock says when it is over."""
+    generator = random.Random(settings.seed)
+    epochs = count() if settings.seconds else range(settings.epochs)
+    order = (tree for _ in epochs for tree in generator.sample(list(trees), len(trees)))
+    return iter(lambda: list(islice(order, settings.batch_size)), [])
+
+
+def _rates(examples: int, settings: SupervisedSettings) -> Iterator[float]:
+    """The learning rate of each step, as a share of the highest."""
+    steps = -(-examples * settings.epochs // settings.batch_size)
+    rising = max(1, round(settings.warmup * steps))
+    for index in range(steps):
+        yield (index + 1) / rising if index < rising else 1 - 0.9 * (index - rising) / max(1, steps - rising)
+
+
+def _rates_by_time(examples: int, settings: SupervisedSettings) -> Iterator[float]:
+    """The same until the time is over and an epoch is done."""
+    started, epoch, warmup = time.perf_counter(), -(-examples // settings.batch_size), settings.warmup
+    for index in count():
+        share = min((time.perf_counter() - started) / settings.seconds, index / epoch)
+        if share >= 1:
+            return
+        yield max(0.1, share / warmup if share < warmup else 1 - 0.9 * (share - warmup) / (1 - warmup))

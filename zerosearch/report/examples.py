@@ -81,15 +81,18 @@ def pick_examples(examples: Iterable[Example]) -> list[tuple[str, Example]]:
     """Up to three examples with captions, the first of each sort that occurs.
 
     The sorts: a one-hop success, a two-hop success with at least two searches, and a failure (rather one with
-    a wrong answer than one without).
+    a wrong answer than one without). Where no question of these kinds is answered, any success takes their place.
     """
     examples = list(examples)
-    one_hop = (e for e in examples if e.scored.kind == "one_hop" and e.scored.em == 1)
-    two_hop = (e for e in examples if e.scored.kind == "two_hop" and e.scored.em == 1 and e.scored.searches >= 2)
+    right = [e for e in examples if e.scored.em == 1]
+    one_hop = next((e for e in right if e.scored.kind == "one_hop"), None)
+    two_hop = next((e for e in right if e.scored.kind == "two_hop" and e.scored.searches >= 2), None)
+    other = None if one_hop or two_hop else next(iter(right), None)
     failures = sorted((e for e in examples if e.scored.f1 == 0), key=lambda e: not e.scored.answered)
     found = [
-        ("one hop, right", next(one_hop, None)),
-        ("two hops, right", next(two_hop, None)),
+        ("one hop, right", one_hop),
+        ("two hops, right", two_hop),
+        ("right", other),
         ("a failure", next(iter(failures), None)),
     ]
     return [(caption, example) for caption, example in found if example is not None]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zerosearch.errors import RunError
+from zerosearch.errors import RunError, UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -48,6 +48,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_named(path: Path, content: str) -> None:
+    """Write a file that the user named.
+
+    Raises:
+        UserError: its folder is not there, or may not be written to. RunError: the disk is full.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(
+            f"{path.name} cannot be written into the folder {path.parent} ({error.strerror}): make that folder, or "
+            "name another"
+        ) from error
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the target's place when the block ends well, and goes otherwise.
@@ -66,11 +81,30 @@ def whole_folder(target: Path) -> Iterator[Path]:
                 if path.is_file():
                     with path.open("rb") as file:
                         os.fsync(file.fileno())
-            if target.exists():
-                shutil.rmtree(target)
+            gone = put_aside(target) if target.exists() else None
             temporary.replace(target)
+            if gone:
+                shutil.rmtree(gone)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder so that, whenever this is broken off, no part of it stands under its name."""
+    shutil.rmtree(put_aside(folder))
+
+
+def put_aside(folder: Path) -> Path:
+    """Give a folder a hidden name, under which `sweep` finds it, and return that."""
+    hidden = folder.with_name(f".{folder.name}.gone.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    return folder.rename(hidden)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what broken-off writing and deleting of folders left in a folder that nobody is writing to."""
+    for left in folder.glob(".*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

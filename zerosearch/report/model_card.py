@@ -9,6 +9,11 @@ import tomli_w
 from zerosearch.evaluation.results import Results, Scores
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EVALUATION = (
+    "zerosearch train world model.name=THIS_FOLDER training.steps=0 warm_start.enabled=false \\\n"
+    "    simulation.tuning.enabled=false evaluation.untrained=false"
+)
+"""Measures the policy as it is in the embedded world."""
 SHOWN = {
     "algorithm": ("type", "kl_coefficient", "entropy_coefficient", "mini_batches"),
     "training": ("steps", "questions_per_step", "samples_per_question", "learning_rate", "warmup_steps", "temperature"),
@@ -53,7 +58,7 @@ def _what(recipe: Mapping[str, Any], checkpoint: str) -> Iterator[str]:
         "\nIt thinks in `<think>`, asks in `<search>`, reads what comes back in `<information>`, and answers in "
         "`<answer>`. Stop its turns at `</search>` and `</answer>`, and give it pages of a search engine of your own:\n"
     )
-    yield "```bash\nzerosearch train world model.name=THIS_FOLDER training.steps=0   # evaluates it\n```\n"
+    yield f"```bash\n{EVALUATION}   # evaluates it\n```\n"
 
 
 def _measured(results: Results) -> Iterator[str]:

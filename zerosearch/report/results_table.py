@@ -8,22 +8,37 @@ from rich.table import Table
 from rich.text import Text
 
 from zerosearch.errors import RunError
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Gains, Results, Scores, SystemResult
+from zerosearch.evaluation.results import (
+    OWN,
+    PEAK_MEMORY,
+    TRAINED,
+    UNTRAINED,
+    WARM_START,
+    Gains,
+    Results,
+    Scores,
+    SystemResult,
+)
 from zerosearch.evaluation.statistics import Estimate
+from zerosearch.evaluation.verdicts import verdicts
 from zerosearch.report.console import open_console
-from zerosearch.report.text import visible
+from zerosearch.report.text import duration, visible
 
 KINDS = {"one_hop": "one hop", "two_hop": "two hops", "comparison": "comparison"}
 
 WIDE = 80
+SIDE_BY_SIDE = 4
+"""Systems in one table of families."""
 SHORT = {"comparison": "compare", "substring EM": "sub. EM"}
+UNSAID = ("packages",)
+"""Conditions that are too long for a line."""
 LEGEND = "± standard error; sub. EM: the answer holds a golden one; searches: per question"
 
 Cell = Estimate | str
 
 
 def show_results(results: Results, stream: TextIO | None = None) -> None:
-    """Print the table of systems, the table of families and the conditions that all systems share."""
+    """Print the tables, whether the controls hold, the conditions that all systems share, times and memory."""
     console = open_console(stream)
     for title, rows in _tables(results):
         for part in _parts(rows) if console.width < WIDE else [rows]:
@@ -31,6 +46,10 @@ def show_results(results: Results, stream: TextIO | None = None) -> None:
     console.print(Text(LEGEND, style="dim"))
     if shared := shared_conditions(results):
         console.print(Text(f"Conditions: {shared}.", style="dim"))
+    if said := _took(results):
+        console.print(Text(f"Took: {said}.", style="dim"))
+    for verdict in verdicts(results):
+        console.print(Text(f"Control: {verdict}", style="" if verdict.holds else "bold red"))
 
 
 def show_gains(gains: Mapping[str, Gains], stream: TextIO | None = None) -> None:
@@ -70,9 +89,22 @@ def shared_conditions(results: Results) -> str:
     shared = {
         name: value
         for name, value in first.items()
-        if value is not None and all(other.get(name) == value for other in others)
+        if value is not None and name not in UNSAID and all(other.get(name) == value for other in others)
     }
     return ", ".join(_condition(name.replace("_", " "), value) for name, value in shared.items())
+
+
+def _took(results: Results) -> str:
+    """Times and memory of the run, as `warm start 0:48, reinforcement 16:11, 5.1 GiB of memory at most`."""
+    measured = results.measurements
+    said = [
+        f"{name.removesuffix('_seconds').replace('_', ' ')} {duration(float(value))}"
+        for name, value in measured.items()
+        if name.endswith("_seconds") and value is not None
+    ]
+    if peak := measured.get(PEAK_MEMORY):
+        said.append(f"{float(peak):.1f} GiB of memory at most")
+    return ", ".join(said)
 
 
 def _condition(name: str, value: object) -> str:
@@ -84,14 +116,19 @@ def _condition(name: str, value: object) -> str:
 def _tables(results: Results) -> Iterable[tuple[str, list[list[Cell]]]]:
     if results.systems:
         yield "F1 by kind of question, other scores over all", _system_rows(results)
-    if any(system.families for system in results.systems.values()):
-        yield "F1 by family of question", _family_rows(results)
+    if any(len(system.kinds) > 1 for system in results.systems.values()):
+        yield "searches per question, by kind", _search_rows(results)
+    systems = {name: system for name, system in results.systems.items() if system.families}
+    own = [name for name in OWN if name in systems]
+    others = [name for name in systems if name not in own]
+    groups = [own, *(others[at : at + SIDE_BY_SIDE] for at in range(0, len(others), SIDE_BY_SIDE))]
+    for names in filter(None, groups):
+        yield "F1 by family of question", _family_rows({name: systems[name] for name in names})
 
 
 def _system_rows(results: Results) -> list[list[Cell]]:
     """The header, then a row for each system."""
-    kinds = _names(results, lambda system: system.kinds)
-    kinds = [kind for kind in KINDS if kind in kinds] + [kind for kind in kinds if kind not in KINDS]
+    kinds = _kinds(results)
     header = [
         "system",
         *(KINDS.get(kind, kind) for kind in kinds),
@@ -118,13 +155,27 @@ def _system_rows(results: Results) -> list[list[Cell]]:
     return rows
 
 
-def _family_rows(results: Results) -> list[list[Cell]]:
-    """The header, then a row for each family; the run's own systems where it has them, else all."""
-    own = [name for name in (UNTRAINED, WARM_START, TRAINED) if name in results.systems]
-    systems = {name: results.systems[name] for name in own or results.systems}
+def _search_rows(results: Results) -> list[list[Cell]]:
+    """The header, then a row for each system that searched."""
+    kinds = _kinds(results)
+    rows: list[list[Cell]] = [["system", *(KINDS.get(kind, kind) for kind in kinds), "all"]]
+    for name, system in results.systems.items():
+        if system.all.searches:
+            scores = [*(system.kinds.get(kind) for kind in kinds), system.all]
+            rows.append([name, *(f"{each.searches:.2f}" if each else "" for each in scores)])
+    return rows
+
+
+def _kinds(results: Results) -> list[str]:
+    found = _names(results.systems, lambda system: system.kinds)
+    return [kind for kind in KINDS if kind in found] + [kind for kind in found if kind not in KINDS]
+
+
+def _family_rows(systems: Mapping[str, SystemResult]) -> list[list[Cell]]:
+    """The header, then a row for each family; searches are those of the last system."""
     rows: list[list[Cell]] = [["family", *systems, "searches", "n"]]
     last = list(systems.values())[-1]
-    for family in _names(results, lambda system: system.families):
+    for family in _names(systems, lambda system: system.families):
         scores = last.families.get(family)
         rows.append(
             [
@@ -145,8 +196,8 @@ def _gain_rows(gains: Mapping[str, Gains]) -> list[list[Cell]]:
     return [header, *body]
 
 
-def _names(results: Results, groups: Callable[[SystemResult], Iterable[str]]) -> list[str]:
-    return sorted({name for system in results.systems.values() for name in groups(system)})
+def _names(systems: Mapping[str, SystemResult], groups: Callable[[SystemResult], Iterable[str]]) -> list[str]:
+    return sorted({name for system in systems.values() for name in groups(system)})
 
 
 def _f1(scores: Scores | None) -> Cell:
@@ -154,8 +205,8 @@ def _f1(scores: Scores | None) -> Cell:
 
 
 def _parts(rows: Sequence[Sequence[Cell]]) -> list[list[Sequence[Cell]]]:
-    """The columns up to `all` and those after it, each with the names; one part where there is no `all`."""
-    if "all" not in rows[0]:
+    """The columns up to `all` and those after it, each with the names; one part where none come after it."""
+    if "all" not in rows[0][:-1]:
         return [[*rows]]
     middle = rows[0].index("all") + 1
     return [[row[:middle] for row in rows], [[row[0], *row[middle:]] for row in rows]]

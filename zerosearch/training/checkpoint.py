@@ -17,7 +17,7 @@ from torch import nn
 
 from zerosearch.errors import RunError
 from zerosearch.inference.adapters import adapter_state, has_adapters, load_adapters, merged_state
-from zerosearch.report.files import whole_folder
+from zerosearch.report.files import delete_folder, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,7 +121,7 @@ def drop_old(folder: Path, keep: int, good_step: int) -> None:
     good = checkpoint_before(folder, good_step)
     for old in checkpoints(folder)[:-keep]:
         if old != good:
-            shutil.rmtree(old)
+            delete_folder(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -170,6 +170,12 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def steps_done(folder: Path) -> int:
+    """Return how many steps the newest of the folder's checkpoints has behind it; 0 where there is none."""
+    found = checkpoints(folder)
+    return step_of(found[-1]) if found else 0
 
 
 def load_state(checkpoint: Path) -> TrainingState:

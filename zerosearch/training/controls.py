@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zerosearch.agent.methods import closed_book, retrieve_first
 from zerosearch.errors import UserError
-from zerosearch.evaluation.results import TRAINED
+from zerosearch.evaluation.results import CLOSED_BOOK, ONE_SEARCH, TRAINED
 from zerosearch.inference.supervised import learn
 from zerosearch.report.panel import open_display
 from zerosearch.report.results_table import show_results
@@ -18,18 +18,17 @@ from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.controls import RandomEngine
 from zerosearch.search.engine import EmptyEngine, SearchEngine
 from zerosearch.simulation.schedule import ConstantNoise
-from zerosearch.training.checkpoint import checkpoints
+from zerosearch.training.checkpoint import load_state, steps_done
 from zerosearch.training.demonstrations import supervised_tree
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.run import Run
+from zerosearch.training.source import last_policy, policy_name
 from zerosearch.training.stages import demonstrations, measure, warm_start, warm_start_settings
 
-CLOSED_BOOK = "closed book, warm start"
 RAG = "RAG, warm start"
 MORE_SUPERVISION = "warm start for as long as RL"
 EMPTY = "after RL, empty engine"
 RANDOM = "after RL, random pages"
-ONE_SEARCH = "after RL, one search"
 SIMULATED = "after RL, simulator at noise {:g}"
 NOISES = (0.0, 0.5, 1.0)
 RATES = ("first/hit_rate", "hit_rate", "first/leak_rate", "leak_rate", "delivered_rate", "rewritten_rate")
@@ -40,11 +39,11 @@ def run_controls(path: Path) -> None:
     """Measure every control that the run does not have yet, and print its results.
 
     Raises:
-        UserError: there is no finished run, or it had no warm start.
+        UserError: there is no finished run of the local trainer, or it had no warm start.
     """
     folder = RunFolder.open(path)
     recipe = load_recipe(str(folder.recipe))
-    if not checkpoints(folder.checkpoints) or TRAINED not in folder.read_results().systems:
+    if policy_name(folder) != TRAINED or TRAINED not in folder.read_results().systems:
         raise UserError(f"{path} holds no finished run: train it to its end first")
     if not recipe.warm_start.enabled:
         raise UserError(f"{path} had no warm start, from which its controls begin: take a run of the recipe 'world'")
@@ -68,14 +67,14 @@ def run_controls(path: Path) -> None:
 
 
 def _trained(run: Run, name: str, engine: SearchEngine, max_turns: int | None = None) -> None:
-    run.take_policy(str(checkpoints(run.folder.checkpoints)[-1]))
-    measure(run, name, engine, max_turns=max_turns)
+    run.take_policy(last_policy(run.folder))
+    measure(run, name, engine, max_turns=max_turns, step=steps_done(run.folder.checkpoints))
 
 
 def _simulated(run: Run, name: str, noise: float) -> None:
-    run.take_policy(str(checkpoints(run.folder.checkpoints)[-1]))
+    run.take_policy(last_policy(run.folder))
     simulator = run.simulator(ConstantNoise(noise))
-    measure(run, name, simulator)
+    measure(run, name, simulator, step=steps_done(run.folder.checkpoints))
     counters = simulator.counters()
     rates = {rate: round(counters[f"simulator/{rate}"], 4) for rate in RATES}
     run.folder.add_measurements(**{f"simulator at noise {noise:g}: {rate}": value for rate, value in rates.items()})
@@ -93,21 +92,16 @@ def _rag(run: Run, name: str) -> None:
 
 
 def _more_supervision(run: Run, name: str) -> None:
-    """The warm start goes on with its demonstrations for as long as reinforcement took."""
+    """The warm start goes on with its demonstrations for as long as the steps of reinforcement took."""
     warm_start(run)
-    measurements = run.folder.read_results().measurements
-    seconds = float(measurements["reinforcement_seconds"] or 0)
-    started = time.perf_counter()
     trees = [supervised_tree(trajectory) for trajectory in demonstrations(run)]
-    epochs = max(1, round(seconds / float(measurements["warm_start_seconds"] or 1)))
-    settings = replace(warm_start_settings(run), epochs=epochs)
-    run.display.stage(name, epochs * -(-len(trees) // settings.batch_size))
-    learn(
-        run.policy,
-        trees,
-        settings,
-        lambda step, steps, loss: run.display.update(step, loss=loss),
-        stop=lambda: time.perf_counter() - started > seconds,
+    seconds = load_state(Path(last_policy(run.folder))).seconds
+    run.display.stage(name)
+    started = time.perf_counter()
+    settings = replace(warm_start_settings(run), seconds=seconds)
+    losses = learn(run.policy, trees, settings, lambda step, loss: run.display.update(step, loss=loss))
+    run.folder.add_measurements(
+        more_supervision_seconds=round(time.perf_counter() - started, 1),
+        more_supervision_epochs=round(len(losses) * settings.batch_size / len(trees), 1),
     )
-    run.folder.add_measurements(more_supervision_seconds=round(time.perf_counter() - started, 1))
     measure(run, name, run.real_engine)

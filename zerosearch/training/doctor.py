@@ -211,7 +211,8 @@ def _questions(recipe: Recipe) -> Iterator[Finding]:
         (recipe.data.test, "test", recipe.data.test_limit),
     ):
         found = load_questions(source, split, limit)
-        yield Finding(f"{split} questions", "ok", f"{len(found.questions):,} of {source}")
+        left_out = f", {len(found.left_out)} records left out" if found.left_out else ""
+        yield Finding(f"{split} questions", "ok", f"{len(found.questions):,} of {source}{left_out}")
 
 
 def _files(recipe: Recipe) -> Iterator[Finding]:
@@ -269,12 +270,7 @@ def _disk(recipe: Recipe) -> Iterator[Finding]:
     folder = Path(recipe.output).absolute()
     while not folder.is_dir():
         folder = folder.parent
-    free, shape = shutil.disk_usage(folder).free, shape_of(recipe.model.name)
-    models = 2 if recipe.algorithm.estimator == "critic" else 1
-    kept = recipe.training.keep + 1
-    if recipe.trainer == "verl":
-        kept = max(recipe.training.keep, FEWEST_KEPT) + 2  # the one that is written, and the last good one
-    wanted = 12 * shape.parameters * models * kept if shape else 0
+    free, wanted = shutil.disk_usage(folder).free, checkpoint_bytes(recipe)
     said = f"{free / GIGABYTE:.0f} GB free at {folder}, about {wanted / GIGABYTE:.1f} GB wanted for checkpoints"
     hint = ": make room, choose another output, or lower training.keep"
     yield Finding("disk", "ok" if free > wanted else "problem", said if free > wanted else said + hint)
@@ -284,6 +280,56 @@ def _disk(recipe: Recipe) -> Iterator[Finding]:
         said = f"{free / GIGABYTE:.1f} GB free in /dev/shm"
         hint = ": give the machine (in a container: --shm-size) 4 GB and more, or weights may not reach the sampler"
         yield Finding("shared memory", "ok" if enough else "warning", said if enough else said + hint)
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """What the run folder's models take at most, as far as their sizes are known.
+
+    Weights and, of what is learned, two moments in 32 bits for each checkpoint: the newest ones, the one that is being
+    written, and the last good one; the warm start and the tuned simulator as weights alone.
+    """
+    policy, simulator = _parameters(recipe.model.name), _parameters(recipe.simulation.model)
+    models = 2 if recipe.algorithm.estimator == "critic" else 1
+    number = 2 + (max(recipe.training.keep, FEWEST_KEPT) if recipe.trainer == "verl" else recipe.training.keep)
+    kept = (4 if recipe.lora.rank else 12) * policy * models * number if recipe.training.steps else 0
+    start = 4 * policy if recipe.warm_start.enabled else 0
+    return kept + start + (4 * simulator if recipe.tunes_simulator else 0)
+
+
+def memory_bytes(recipe: Recipe) -> int:
+    """What the local trainer holds at least, in an update: weights, gradients and moments in 32 bits, and the weights
+    of the sampler's copy, of the reference, of the critic and of a simulator in this process."""
+    policy = _parameters(recipe.model.name)
+    learned = (4 if recipe.lora.rank else 16) * policy * (2 if recipe.algorithm.estimator == "critic" else 1)
+    reference = 4 * policy if recipe.algorithm.kl_coefficient else 0
+    writes = recipe.simulates and not recipe.simulation.url and not recipe.policy_simulates
+    simulator = 6 * _parameters(recipe.simulation.model or recipe.model.name) if writes else 0
+    return learned + 2 * policy + reference + simulator
+
+
+def _parameters(name: str) -> int:
+    shape = shape_of(name) if name else None
+    return shape.parameters if shape else 0
+
+
+def _memory(recipe: Recipe) -> Iterator[Finding]:
+    """Memory of this machine, or of its container; on GPUs that of a recipe on verl is estimated by --dry-run."""
+    if recipe.trainer != "local":
+        return
+    free, wanted = available_memory(), memory_bytes(recipe)
+    said = f"{free / GIGABYTE:.1f} GB free, at least {wanted / GIGABYTE:.1f} GB wanted for weights and optimiser"
+    hint = ": end other programs, take a smaller model, or train adapters (lora.rank)"
+    yield Finding("memory", "ok" if free > wanted else "problem", said if free > wanted else said + hint)
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what Linux has, less where a control group allows less."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
+        available = min(available, int(most) - int(used.read_text()))
+    return available
 
 
 def _keys(recipe: Recipe) -> Iterator[Finding]:
@@ -311,6 +357,7 @@ CHECKS: tuple[Check, ...] = (
     _translation,
     _machine,
     _disk,
+    _memory,
     _keys,
     _files,
     _questions,

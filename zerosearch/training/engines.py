@@ -76,9 +76,18 @@ def episode_settings(recipe: Recipe, training: bool) -> EpisodeSettings:
 
 
 def make_teaching_engine(recipe: Recipe, corpus: Sequence[Document]) -> BM25Engine:
-    """A real engine over the recipe's corpus, without the passages of the embedded world's test half."""
-    source = corpus.source if isinstance(corpus, IndexedPassages) else recipe.search.corpus
-    return BM25Engine(build_world().train_passages if source == "world" else corpus)
+    """A real engine over the recipe's corpus, without the passages of the embedded world's test half, wherever they
+    come from."""
+    world = build_world()
+    if recipe.search.corpus == "world":
+        return BM25Engine(world.train_passages)
+    held_out = {(each.title, each.text) for each in {*world.passages} - {*world.train_passages}}
+    if isinstance(corpus, IndexedPassages):
+        indexed = BM25Engine(corpus)
+        probes = sorted(held_out)[:20]
+        if not any((each.title, each.text) in held_out for _, text in probes for each in indexed.rank(text, 1)):
+            return indexed
+    return BM25Engine([each for each in corpus if (each.title, each.text) not in held_out])
 
 
 def make_template(recipe: Recipe) -> Template:

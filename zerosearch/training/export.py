@@ -4,14 +4,15 @@ import shutil
 from pathlib import Path
 
 from zerosearch.errors import RunError, UserError
+from zerosearch.inference.models import load_tokenizer
 from zerosearch.report.files import whole_folder
 from zerosearch.report.model_card import model_card
 from zerosearch.report.run_folder import RunFolder
-from zerosearch.training.checkpoint import ADAPTERS, CRITIC, check_weights, checkpoint_before, checkpoints, step_of
+from zerosearch.training.checkpoint import INDEX, check_weights, checkpoint_before, checkpoints, step_of
 from zerosearch.training.recipe_file import load_recipe
 
-FOR_TRAINING = ("optimizer.safetensors", "state.json", ADAPTERS, CRITIC)
-"""What a checkpoint holds beside the model."""
+MODEL = ("config.json", "generation_config.json", "model*.safetensors", INDEX)
+"""What of a checkpoint is the model; the rest of it is there to go on with training."""
 
 
 def export(run: Path, out: Path, step: int = 0) -> str:
@@ -34,7 +35,9 @@ def export(run: Path, out: Path, step: int = 0) -> str:
             merge(checkpoint, recipe.verl.strategy, temporary)
         else:
             check_weights(checkpoint)
-            shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns(*FOR_TRAINING), dirs_exist_ok=True)
+            for path in (path for pattern in MODEL for path in checkpoint.glob(pattern)):
+                shutil.copy(path, temporary)
+            load_tokenizer(str(checkpoint)).save_pretrained(temporary)
         card = model_card(recipe.model_dump(), folder.read_results(), folder.read_versions(), checkpoint.name)
         (temporary / "README.md").write_text(card, "utf-8")
     return checkpoint.name

@@ -365,8 +365,8 @@ class Report(Section):
 
     live: bool = True
     """A live panel on a terminal; plain lines elsewhere, or when false."""
-    examples: Count = 3
-    """Example trajectories printed at the end."""
+    examples: Annotated[int, Field(ge=0, le=3)] = 3
+    """Example trajectories printed at the end: right ones of one and of two hops, and a failure."""
 
 
 class Recipe(Section):
@@ -404,6 +404,11 @@ class Recipe(Section):
     def simulates(self) -> bool:
         """Whether a simulator writes pages in training."""
         return self.search.type in ("simulated", "mixed")
+
+    @property
+    def tunes_simulator(self) -> bool:
+        """Whether a simulator is tuned before training."""
+        return self.simulates and self.simulation.tuning.enabled and self.training.steps > 0
 
     @property
     def policy_simulates(self) -> bool:

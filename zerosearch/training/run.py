@@ -12,13 +12,13 @@ from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
-from zerosearch.data.question_set import load_questions
+from zerosearch.data.question_set import QuestionSet, load_questions
 from zerosearch.inference.local import BatchSampler, Lane
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
 from zerosearch.inference.plain import lane_sampler
 from zerosearch.inference.sampled_chat import SampledChat
 from zerosearch.report.panel import Display
-from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.run_folder import RunFolder, code_conditions
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import SearchEngine
@@ -65,6 +65,7 @@ class Run:
         torch.set_num_threads(training.threads or torch.get_num_threads())
         torch.use_deterministic_algorithms(training.deterministic)
         self.lane = Lane()
+        self.code = code_conditions()
         self.dtype = compute_dtype(self.recipe.model.dtype)
         self._policy: PreTrainedModel | None = None
         self._vllm: VllmSampler | None = None
@@ -100,18 +101,20 @@ class Run:
         return load_model(name)
 
     @cached_property
-    def train_questions(self) -> tuple[Question, ...]:
-        return self._questions(self.recipe.data.train, "train", self.recipe.data.train_limit)
+    def train_set(self) -> QuestionSet:
+        return load_questions(self.recipe.data.train, "train", self.recipe.data.train_limit)
 
     @cached_property
-    def test_questions(self) -> tuple[Question, ...]:
-        return self._questions(self.recipe.data.test, "test", self.recipe.data.test_limit)
+    def test_set(self) -> QuestionSet:
+        return load_questions(self.recipe.data.test, "test", self.recipe.data.test_limit)
 
-    def _questions(self, source: str, split: str, limit: int) -> tuple[Question, ...]:
-        found = load_questions(source, split, limit)
-        for record in found.left_out:
-            self.display.note(f"left out {record.place}: {record.reason}")
-        return found.questions
+    @property
+    def train_questions(self) -> tuple[Question, ...]:
+        return self.train_set.questions
+
+    @property
+    def test_questions(self) -> tuple[Question, ...]:
+        return self.test_set.questions
 
     @cached_property
     def corpus(self) -> Sequence[Document]:

@@ -5,12 +5,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zerosearch.errors import UserError
+from zerosearch.evaluation.results import TRAINED
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.training.engines import simulation_model
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 
 SIMULATION_MODEL = ("simulation.model", "simulation.url")
+
+
+def last_policy(folder: RunFolder) -> str:
+    """The folder of a run's last policy.
+
+    Raises:
+        UserError: the run has no checkpoint yet, or was trained on verl.
+    """
+    found = sorted(path for path in folder.checkpoints.glob("step-*") if (path / "state.json").is_file())
+    if found:
+        return str(found[-1])
+    if load_recipe(str(folder.recipe)).trainer == "verl":
+        raise UserError(
+            f"{folder.path} was trained on verl, whose checkpoints are shards: write its policy into a folder with "
+            f"zerosearch export {folder.path} --out FOLDER, whose README.md says how it is evaluated"
+        )
+    raise UserError(f"{folder.path} holds no trained policy yet: let its training reach a checkpoint first")
+
+
+def policy_name(folder: RunFolder) -> str:
+    """What a run's last policy is called in its results: `after RL` only where all steps are done, else `step n`.
+
+    Raises:
+        UserError: see `last_policy`.
+    """
+    step = int(Path(last_policy(folder)).name.removeprefix("step-"))
+    return TRAINED if step == load_recipe(str(folder.recipe)).training.steps else f"step {step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +58,9 @@ class Source:
         """The folder of the run's last policy, or the name of the recipe's model.
 
         Raises:
-            UserError: the run has no checkpoint yet.
+            UserError: see `last_policy`.
         """
-        if not self.is_run:
-            return self.recipe.model.name
-        found = sorted(path for path in self.folder.checkpoints.glob("step-*") if (path / "state.json").is_file())
-        if not found:
-            raise UserError(
-                f"{self.folder.path} holds no trained policy yet: let its training reach a checkpoint first"
-            )
-        return str(found[-1])
+        return last_policy(self.folder) if self.is_run else self.recipe.model.name
 
     @property
     def simulator(self) -> str:

@@ -20,7 +20,7 @@ from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.inference.vllm import check_installed
 from zerosearch.report.console import open_console
 from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
-from zerosearch.report.files import write_atomically
+from zerosearch.report.files import sweep, write_atomically
 from zerosearch.report.panel import open_display
 from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
@@ -32,7 +32,7 @@ from zerosearch.search.remote import RemoteEngine
 from zerosearch.simulation.template import template_toml
 from zerosearch.simulation.tune import collect_pages, page_example
 from zerosearch.training import engines, trainer
-from zerosearch.training.checkpoint import checkpoints, save_model
+from zerosearch.training.checkpoint import save_model, steps_done
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
 from zerosearch.training.engines import TEMPLATE, check_engines
 from zerosearch.training.recipe import Recipe
@@ -40,6 +40,7 @@ from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
+from zerosearch.training.source import last_policy, policy_name
 
 Method = Callable[[BatchSampler, EpisodeSettings], Episode]
 
@@ -66,11 +67,13 @@ def train(recipe: Recipe) -> None:
         start = warm_start(run)
         if recipe.warm_start.enabled and recipe.evaluation.warm_start:
             evaluate_policy(run, WARM_START)
-        trained = checkpoints(folder.checkpoints)
-        if recipe.training.steps and not (trained and TRAINED in folder.read_results().systems):
+        finished = steps_done(folder.checkpoints) == recipe.training.steps
+        tested = finished and TRAINED in folder.read_results().systems
+        if recipe.training.steps and not tested:
             trainer.reinforce(run, start)
-        if recipe.evaluation.trained:
-            evaluate_policy(run, TRAINED)
+        if recipe.evaluation.trained and not tested:
+            measure(run, TRAINED, run.test_engine, step=recipe.training.steps)
+        folder.add_peak_memory()
     report(recipe, folder)
 
 
@@ -79,7 +82,7 @@ def stage_names(recipe: Recipe) -> list[str]:
     names = []
     if recipe.evaluation.untrained:
         names.append(f"evaluation {UNTRAINED}")
-    if recipe.simulates and recipe.simulation.tuning.enabled:
+    if recipe.tunes_simulator:
         names.append(STAGE)
     if recipe.warm_start.enabled:
         names.append("warm start")
@@ -112,6 +115,7 @@ def open_folder(recipe: Recipe) -> RunFolder:
     if not (recipe.resume and (path / "recipe.toml").is_file()):
         return RunFolder.create(path, resolved_toml(recipe.model_copy(update={"resume": False})))
     folder = RunFolder.open(path)
+    sweep(folder.checkpoints)
     earlier = load_recipe(str(folder.recipe))
     for section, value in recipe:
         before = getattr(earlier, section)
@@ -129,7 +133,7 @@ def tune_simulator(run: Run) -> None:
     """Tune the simulator on pages of the real engine, unless this run has done so already."""
     recipe, tuning = run.recipe, run.recipe.simulation.tuning
     target = run.folder.checkpoints / "simulator"
-    if not recipe.simulates or not tuning.enabled or target.is_dir():
+    if not recipe.tunes_simulator or target.is_dir():
         return
     started = time.perf_counter()
     run.drop_policy()
@@ -139,7 +143,7 @@ def tune_simulator(run: Run) -> None:
     _, trees = fitting([page_example(page, run.template) for page in pages], recipe, tokenizer)
     run.display.stage(STAGE, updates(trees, recipe))
 
-    def progress(step: int, _: int, loss: float) -> None:
+    def progress(step: int, loss: float) -> None:
         _learned(run, STAGE, step, loss)
 
     tune_model(recipe, trees, tokenizer, target, progress, lambda _: {TEMPLATE: template_toml(run.template)})
@@ -165,7 +169,7 @@ def warm_start(run: Run) -> str:
             run.policy,
             [supervised_tree(trajectory) for trajectory in shown],
             warm_start_settings(run),
-            lambda step, steps, loss: _learned(run, "warm start", step, loss),
+            lambda step, loss: _learned(run, "warm start", step, loss),
         )
         release_memory()  # of gradients and moments
         save_model(run.policy, run.tokenizer, target)
@@ -220,10 +224,12 @@ def measure(
     engine: SearchEngine | None,
     method: Method | None = None,
     max_turns: int | None = None,
+    step: int = 0,
 ) -> None:
     """Measure the policy with an engine, greedy, and write results and trajectories.
 
     method: what to run instead of the policy's own episode. max_turns: searches allowed, instead of the recipe's.
+    step: how many steps of reinforcement the policy has behind it.
     """
     recipe, folder, questions = run.recipe, run.folder, run.test_questions
     settings = run.settings(training=False)
@@ -258,6 +264,7 @@ def measure(
     )
     conditions: dict[str, Scalar] = {
         "questions": recipe.data.test,
+        "questions_left_out": len(run.test_set.left_out),
         "engine": engine.name if engine else "none",
         **_engine_conditions(engine, recipe),
         "k": settings.k,
@@ -266,7 +273,9 @@ def measure(
         "weights": "dequantised from 4 bit" if recipe.model.name == "embedded" else "as published",
         "dtype": str(run.dtype).removeprefix("torch."),
         "seed": recipe.seed,
+        "step": step,
         "greedy": True,
+        **run.code,
         "seconds": round(time.perf_counter() - started, 1),
     }
     folder.add_system(system, summarize(scored, conditions))
@@ -308,20 +317,19 @@ def report(recipe: Recipe, folder: RunFolder) -> None:
 def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> None:
     """Measure the trained policy of a run again, under a recipe with overrides, and print the results.
 
-    name: of the system in `results.json`; empty: `after RL` and the overrides.
+    name: of the system in `results.json`; empty: `after RL`, or `step n` where the run is not finished, and the
+        overrides.
 
     Raises:
         UserError: there is no trained policy, or an override is wrong.
     """
     folder = RunFolder.open(path)
     recipe = load_recipe(str(folder.recipe), overrides)
-    trained = checkpoints(folder.checkpoints)
-    if not trained:
-        raise UserError(f"{path} holds no trained policy yet: let its training reach a checkpoint first")
-    system = name or ", ".join([TRAINED, *overrides])
+    policy = last_policy(folder)
+    system = name or ", ".join([policy_name(folder), *overrides])
     title, stages = f"evaluation of {folder.path.name}", [f"evaluation {system}"]
     with open_display(title, stages, live=recipe.report.live) as display:
         run = Run(recipe, folder, display)
-        run.take_policy(str(trained[-1]))
-        measure(run, system, run.test_engine)
+        run.take_policy(policy)
+        measure(run, system, run.test_engine, step=steps_done(folder.checkpoints))
     show_results(folder.read_results())

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zerosearch.errors import RunError
+from zerosearch.errors import RunError, UserError
 from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.local import BatchSampler
 from zerosearch.inference.models import release_memory
@@ -42,7 +42,7 @@ def reinforce(run: Run, start: str) -> None:
 
     Raises:
         RunError: the simulator's servers were away, too many searches failed, the calls allowed are made, or the policy
-            collapsed; the steps done so far are kept.
+            collapsed. UserError: a reward function failed. The steps done so far are kept.
     """
     _take_steps(run, start)
     release_memory()
@@ -87,10 +87,11 @@ def _take_steps(run: Run, start: str) -> None:
             started, rolled = time.perf_counter(), rollouts.seconds
             try:
                 rollout = rollouts.take(step)
-            except RunError as error:
+            except (RunError, UserError) as error:
                 if state.step > saved:
                     _save(run, learner, state, watch)
-                raise RunError(
+                kind = UserError if isinstance(error, UserError) else RunError
+                raise kind(
                     f"{str(error).rstrip('.')}; the run is kept as it was after step {state.step}: go on from there "
                     "with the same command and resume=true"
                 ) from error
@@ -121,6 +122,7 @@ def _take_steps(run: Run, start: str) -> None:
     counted = all("real_searches" in row for row in rows)  # older versions did not
     folder.add_measurements(
         reinforcement_seconds=round(state.seconds, 1),
+        training_questions_left_out=len(run.train_set.left_out),
         real_searches_in_training=sum(row["real_searches"] for row in rows) if counted else None,
     )
 

@@ -13,7 +13,7 @@ from zerosearch.data import Document, Question
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError
 from zerosearch.evaluation.pages import AnsweredQuery, compare_pages
-from zerosearch.evaluation.results import TRAINED, Scalar
+from zerosearch.evaluation.results import Scalar
 from zerosearch.evaluation.statistics import Estimate
 from zerosearch.report.files import write_atomically
 from zerosearch.report.panel import Display, open_display
@@ -36,7 +36,7 @@ from zerosearch.training.engines import (
     simulator_settings,
 )
 from zerosearch.training.simulator.trial import simulators, write_pages
-from zerosearch.training.source import Source
+from zerosearch.training.source import Source, policy_name
 
 STAGE = "writing pages"
 PART = 32
@@ -210,16 +210,18 @@ def _lengths(answered: Sequence[AnsweredQuery]) -> dict[str, list[int]]:
 
 def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -> dict[str, Estimate]:
     """F1 of the run's policy with the real engine and with the simulator, measured where the run has it not yet."""
+    from zerosearch.training.checkpoint import steps_done
     from zerosearch.training.run import Run
     from zerosearch.training.stages import measure
 
     run = Run(source.recipe, source.folder, display)
     said = [override for override in overrides if not override.startswith("report.")]
-    real = ", ".join([TRAINED, *(override for override in said if not override.startswith("simulation."))])
+    policy = policy_name(source.folder)
+    real = ", ".join([policy, *(override for override in said if not override.startswith("simulation."))])
     systems: dict[str, tuple[str, float | None]] = {REAL: (real, None)}
     for share in NOISES:
         name = SIMULATED.format(share)
-        systems[name] = ", ".join([TRAINED, name, *said]), share
+        systems[name] = ", ".join([policy, name, *said]), share
     missing = {
         system: noise for system, noise in systems.values() if system not in source.folder.read_results().systems
     }
@@ -227,6 +229,7 @@ def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -
         check_servers(source.recipe)
     for system, noise in missing.items():
         run.take_policy(source.policy)
-        measure(run, system, run.real_engine if noise is None else run.simulator(ConstantNoise(noise)))
+        engine = run.real_engine if noise is None else run.simulator(ConstantNoise(noise))
+        measure(run, system, engine, step=steps_done(source.folder.checkpoints))
     found = source.folder.read_results().systems
     return {name: found[system].all.f1_estimate for name, (system, _) in systems.items()}

@@ -102,7 +102,7 @@ def tune(data: Path, recipe: Recipe, out: Path, held_out: int = 0) -> dict[str, 
             display.note(f"left out {left_out} pages of more than {tuning.max_tokens} tokens")
         display.stage(STAGE, steps, max((load_state(each).step for each in checkpoints(kept_in)), default=0))
 
-        def progress(step: int, _: int, loss: float) -> None:
+        def progress(step: int, loss: float) -> None:
             display.update(step, loss=loss)
 
         def files(losses: Sequence[float]) -> dict[str, str]:
@@ -214,7 +214,7 @@ def tune_model(
     trees: "Sequence[Tree]",
     tokenizer: "PreTrainedTokenizerBase",
     target: Path,
-    progress: Callable[[int, int, float], None],
+    progress: Callable[[int, float], None],
     files: Callable[[Sequence[float]], Mapping[str, str]],
     kept_in: Path | None = None,
 ) -> None:

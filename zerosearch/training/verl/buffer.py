@@ -24,7 +24,7 @@ from zerosearch.errors import RunError
 from zerosearch.evaluation.benchmark import score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, summarize
 from zerosearch.report.files import JsonLines
-from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.run_folder import RunFolder, code_conditions
 from zerosearch.search.engine import Rate
 from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
@@ -120,10 +120,10 @@ class EpisodeBuffer(ReplayBuffer):
         scored = [score_trajectory(episode.trajectory) for episode in tested]
         rows = ({**e.record, "f1": s.f1, "em": s.em} for e, s in zip(tested, scored, strict=True))
         folder.write_trajectories(system, rows)
-        folder.add_system(system, summarize(scored, conditions(recipe, counted(tested))))
+        folder.add_system(system, summarize(scored, conditions(recipe, step, counted(tested))))
 
 
-def conditions(recipe: Recipe, counters: Mapping[str, float]) -> dict[str, Scalar]:
+def conditions(recipe: Recipe, step: int, counters: Mapping[str, float]) -> dict[str, Scalar]:
     """What the results of a test within verl were measured under. counters: of the engine of the test."""
     remotes = {"retriever": recipe.search.retriever.url, "serpapi": recipe.search.serpapi.url}
     engine: dict[str, Scalar] = {"corpus": recipe.search.corpus}
@@ -141,7 +141,9 @@ def conditions(recipe: Recipe, counters: Mapping[str, float]) -> dict[str, Scala
         "rollout": recipe.verl.rollout,
         "dtype": dtype(recipe),
         "seed": recipe.seed,
+        "step": step,
         "greedy": True,
+        **code_conditions(),
     }
 
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zerosearch.agent.prompt import PromptTemplate
 from zerosearch.agent.protocol import TagProtocol
@@ -25,8 +25,17 @@ _KEY = b"zerosearch"
 """In a file's metadata: the SHA-256 of its rows."""
 
 
-def write_data(recipe: Recipe, folder: Path) -> tuple[Path, Path]:
-    """Write `train.parquet` and `test.parquet` into a folder, each whole or not at all, and return their paths.
+class Written(NamedTuple):
+    """The files that verl reads, and how many records of their sources were left out."""
+
+    train: Path
+    test: Path
+    train_left_out: int
+    test_left_out: int
+
+
+def write_data(recipe: Recipe, folder: Path) -> Written:
+    """Write `train.parquet` and `test.parquet` into a folder, each whole or not at all.
 
     The training file holds the questions of all steps, in the order in which the local trainer draws them, so verl
     reads it once from top to bottom. A file that holds its rows already is left as it is.
@@ -35,13 +44,14 @@ def write_data(recipe: Recipe, folder: Path) -> tuple[Path, Path]:
         UserError: a question set or a prompt cannot be found or read. RunError: the disk is full.
     """
     data, training, paths = recipe.data, recipe.training, (folder / "train.parquet", folder / "test.parquet")
-    order = QuestionOrder(load_questions(data.train, "train", data.train_limit).questions, recipe.seed)
+    train = load_questions(data.train, "train", data.train_limit)
+    order = QuestionOrder(train.questions, recipe.seed)
     steps = [[order.draw() for _ in range(training.questions_per_step)] for _ in range(training.steps)]
-    test = load_questions(data.test, "test", data.test_limit).questions
+    test = load_questions(data.test, "test", data.test_limit)
     folder.mkdir(parents=True, exist_ok=True)
     _write(list(_rows(recipe, steps, "train")), paths[0])
-    _write(list(_rows(recipe, [test], "test")), paths[1])
-    return paths
+    _write(list(_rows(recipe, [test.questions], "test")), paths[1])
+    return Written(*paths, len(train.left_out), len(test.left_out))
 
 
 def read_question(text: str) -> Question:

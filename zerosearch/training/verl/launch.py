@@ -117,8 +117,11 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     """
     files = Files.of(folder.path)
     files.agent.parent.mkdir(exist_ok=True)
-    write_data(recipe, files.agent.parent)
+    written = write_data(recipe, files.agent.parent)
     write_atomically(files.absolute, resolved_toml(absolute(recipe)))
+    folder.add_measurements(
+        training_questions_left_out=written.train_left_out, test_questions_left_out=written.test_left_out
+    )
     write_atomically(files.agent, agent_yaml(files))
     done = steps_saved(files.checkpoints)
     folder.resume(STAGE, done)

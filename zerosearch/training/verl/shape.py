@@ -43,6 +43,7 @@ class Shape:
 
 
 KNOWN = {
+    "embedded": Shape(30, 576, 9, 3, 64, 1536, 49152, tied=True),
     "Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936, tied=True),
     "Qwen2.5-3B": Shape(36, 2048, 16, 2, 128, 11008, 151936, tied=True),
     "Qwen2.5-7B": Shape(28, 3584, 28, 4, 128, 18944, 152064, tied=False),

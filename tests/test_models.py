@@ -1,0 +1,59 @@
+"""Models and tokenizers that cannot be loaded: each is one sentence and the user's mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from zerosearch.errors import UserError
+from zerosearch.inference.models import load_model, load_tokenizer
+
+
+def test_a_hub_id_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "zerosearch", "train", "world", "model.name=owner/model", "training.steps=0"]
+    line += ["warm_start.enabled=false", f"output={tmp_path / 'run'}"]
+    given = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    given.pop("HF_HUB_OFFLINE", None)
+    ended = subprocess.run(line, env=given, capture_output=True, text=True, timeout=100, check=False)
+    said = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2, ended.stderr
+    assert said.startswith("error: the ") and "'owner/model' cannot be loaded: " in said
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "model")
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    with pytest.raises(UserError, match=r"the tokenizer of '.+' cannot be loaded: .+") as error:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_shape_are_one_sentence(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 32}))
+    with pytest.raises(UserError, match=r"the model '.+' cannot be loaded: .+") as error:
+        load_model(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_a_package_that_a_model_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def lacking(*_: object, **__: object) -> None:
+        raise ImportError("This modeling file requires the package nowhere: pip install nowhere")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lacking)
+    with pytest.raises(UserError, match=r"cannot be loaded: .* pip install nowhere"):
+        load_model(str(tiny.folder(tmp_path / "model")))
+
+
+def test_a_folder_without_a_fast_tokenizers_file_is_a_model_too(tmp_path: Path) -> None:
+    folder = tiny.folder(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    assert load_model(str(folder)).config.hidden_size == 48
