@@ -1,6 +1,7 @@
 """A recipe's questions in files that verl reads."""
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,19 @@ from typing import Any
 import pytest
 import tiny
 
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data.corpus import load_corpus
 from zerosearch.data.parquet import read_parquet
 from zerosearch.data.question_set import load_questions
+from zerosearch.simulation.template import load_template, template_toml
+from zerosearch.training.engines import make_prompt, make_template
 from zerosearch.training.recipe import Recipe
-from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.recipe_file import load_recipe, resolved_toml
+from zerosearch.training.rewards import reward_parts
 from zerosearch.training.rollout import QuestionOrder
+from zerosearch.training.verl.absolute import absolute
 from zerosearch.training.verl.data import read_question, write_data
+from zerosearch.training.verl.workshop import workshop
 
 SMALL = ("trainer=verl", "training.steps=3", "training.questions_per_step=4", "data.test_limit=5")
 
@@ -83,6 +91,42 @@ def test_a_file_is_written_again_only_when_its_rows_change(tmp_path: Path) -> No
     train, test = (path.stat().st_mtime_ns for path in first)
     assert train != before[0] and test == before[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test.parquet", "train.parquet"], "nothing is left over"
+
+
+def test_a_worker_finds_all_files_wherever_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    asked = [{"role": "user", "content": "Say: who?"}]
+    row = {"id": "1", "question": "who?", "golden_answers": ["Rome"], "prompt": asked}
+    Path("mine.jsonl").write_text(json.dumps(row) + "\n")
+    Path("corpus.jsonl").write_text(json.dumps({"id": "1", "title": "Rome", "text": "A city."}) + "\n")
+    Path("page.toml").write_text(template_toml(load_template("prompt")))
+    Path("my_reward_here.py").write_text("def seven(trajectory):\n    return 7\n")
+    tiny.folder(Path("model"))
+    given = ["data.train=mine.jsonl", "data.test=mine.jsonl", "model.prompt=mine.jsonl", "search.corpus=corpus.jsonl"]
+    given += ["simulation.template=page.toml", "simulation.cache=pages", "search.serpapi.cache=web.sqlite"]
+    given += ["model.name=model", "simulation.model=owner/name", "output=runs/x", "reward.type=weighted"]
+    given += ["reward.weights.function=1.0", "reward.function=my_reward_here:seven"]
+    (elsewhere / "recipe.toml").write_text(resolved_toml(absolute(recipe(*given))))
+    monkeypatch.chdir(elsewhere)
+    found = workshop("recipe.toml", str(here), 1).recipe
+    assert load_questions(found.data.train).questions == load_questions(found.data.test, "test").questions
+    assert make_prompt(found) and make_template(found) and len(load_corpus(found.search.corpus)) == 1
+    assert reward_parts(Trajectory(load_questions(found.data.train).questions[0]), found) == {"function": 7.0}
+    assert (Path(found.model.name) / "config.json").is_file() and found.simulation.model == "owner/name"
+    for path in (found.output, found.simulation.cache, found.search.serpapi.cache):
+        assert Path(path).is_relative_to(here)
+
+
+def test_words_and_what_servers_serve_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("world", "writer", "chat"):
+        Path(name).mkdir()
+    given = recipe("simulation.tuning.enabled=false", "simulation.model=writer", "simulation.url=http://h/v1")
+    assert absolute(given) == given.model_copy(update={"output": str(tmp_path / given.output)})
 
 
 def test_verl_reads_them_in_order(tmp_path: Path) -> None:

@@ -74,21 +74,31 @@ def loop(recipe: Path, servers: Any) -> ZeroSearchAgentLoop:
         dataset_cls=None,
         data_config=DictConfigWrap(OmegaConf.create({})),
         recipe=str(recipe),
+        folder=str(recipe.parent),
         tools=None,
     )
 
 
+ROW = {
+    "question": json.dumps(question_to_record(QUESTION)),
+    "extra_info": {"split": "train", "first_sample": 4},
+    "data_source": "paths",
+    "uid": "u",
+    "session_id": 1,
+    "global_steps": 7,
+}
+PARAMETERS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": True}
+HANGING = [
+    "reward.type=weighted",
+    "reward.weights.f1=1.0",
+    "reward.weights.function=1.0",
+    "reward.function=verl_reward:hang",
+]
+
+
 def run(recipe: Path, servers: Any, split: str = "train", **changed: Any) -> AgentLoopOutput:
-    row = {
-        "question": json.dumps(question_to_record(QUESTION)),
-        "extra_info": {"split": split, "first_sample": 4},
-        "data_source": "paths",
-        "uid": "u",
-        "session_id": 1,
-        "global_steps": 7,
-    }
-    given = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": True}
-    return asyncio.run(loop(recipe, servers).run(given, **{**row, **changed}))
+    asked = {"extra_info": {"split": split, "first_sample": 4}}
+    return asyncio.run(loop(recipe, servers).run(PARAMETERS, **{**ROW, **asked, **changed}))
 
 
 def record(output: AgentLoopOutput) -> Trajectory:
@@ -130,7 +140,7 @@ def test_test_rows_are_greedy_and_search_with_the_engine_of_the_test(recipe: Pat
     assert record(trained).searches[0].noise in ("useful", "noisy") and len(server.asked()) == 1
 
 
-@pytest.mark.parametrize("failing", ["rollout", "simulator", "row", "prompt", "engine"])
+@pytest.mark.parametrize("failing", ["rollout", "simulator", "row", "columns", "prompt", "engine", "recipe"])
 def test_an_episode_that_fails_comes_back_masked(recipe: Path, server: ChatProcess, failing: str) -> None:
     servers: Any = Writer(SEARCH, ANSWER)
     changed: dict[str, Any] = {}
@@ -140,6 +150,10 @@ def test_an_episode_that_fails_comes_back_masked(recipe: Path, server: ChatProce
         server.do(then="500", probes=False)
     elif failing == "row":
         changed["question"] = "{}"
+    elif failing == "columns":
+        changed["extra_info"] = {}
+    elif failing == "recipe":
+        recipe = recipe.with_name("missing.toml")
     elif failing == "engine":
         text = recipe.read_text().replace('template = ""', 'template = "missing.toml"')
         recipe = recipe.with_name("other.toml")
@@ -150,13 +164,31 @@ def test_an_episode_that_fails_comes_back_masked(recipe: Path, server: ChatProce
     output = run(recipe, servers, **changed)
     assert (output.response_mask, output.response_logprobs, output.reward_score) == ([0], [0.0], 0.0)
     assert output.extra_fields["error"] and record(output).ending == "search_failed"
-    assert output.extra_fields["ends_run"] is (failing in ("prompt", "engine"))
+    assert output.extra_fields["ends_run"] is (failing in ("prompt", "engine", "recipe"))
 
 
 def test_what_is_costly_is_made_once_for_all_episodes(recipe: Path) -> None:
     before = len(workshops._workshops)
-    one, other = loop(recipe, None), loop(recipe, None)
-    assert one._workshop is other._workshop and len(workshops._workshops) == before + 1
+    names = {run(recipe, Writer(SEARCH, ANSWER)).extra_fields["worker"] for _ in range(2)}
+    assert len(names) == 1 and len(workshops._workshops) == before + 1
+
+
+def test_a_reward_of_ones_own_that_hangs_ends_the_run_and_holds_no_other_episode_up(recipe: Path) -> None:
+    """The whole worker stood still when it was called in the event loop."""
+    given = load_recipe(str(recipe), [*HANGING, "reward.timeout=0.5"])
+    recipe.write_text(resolved_toml(given))
+
+    async def beside() -> tuple[AgentLoopOutput, int]:
+        beats = 0
+        episode = asyncio.create_task(loop(recipe, Writer(SEARCH, ANSWER)).run(PARAMETERS, **ROW))
+        while not episode.done():
+            await asyncio.sleep(0.01)
+            beats += 1
+        return episode.result(), beats
+
+    output, beats = asyncio.run(beside())
+    assert "took longer than 0.5 seconds" in output.extra_fields["error"] and output.extra_fields["ends_run"]
+    assert beats > 20
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from verl_runs import programs
+from verl_runs import OWN, commands, programs
 from whole_runs import ONLY_RL, SMALL
 
 from zerosearch.errors import RunError
@@ -38,6 +38,24 @@ def wait_for(log: Path, text: str) -> None:
     while not log.is_file() or text not in log.read_text():
         assert time.monotonic() < until, log.read_text() if log.is_file() else "nothing was written"
         time.sleep(0.05)
+
+
+def test_the_tests_see_their_own_programs_only() -> None:
+    name, _, value = OWN.decode().partition("=")
+    code = "print('ready', flush=True); import time; time.sleep(60)"
+    started = []
+    for mark in (value, "another"):
+        environment = os.environ | {"ZEROSEARCH_PROGRAM": "x", name: mark}
+        started.append(subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE))
+    try:
+        for each in started:
+            assert each.stdout
+            each.stdout.readline()
+        assert [number for number, _ in commands()] == [started[0].pid]
+    finally:
+        for each in started:
+            each.kill()
+            each.wait(10)
 
 
 @pytest.mark.parametrize("stays", ["stay", "go"])

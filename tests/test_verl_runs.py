@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chat_process import ChatProcess
-from verl_runs import PROBED, acting, commands, programs, recipe, verl_rows
+from verl_runs import PROBED, acting, commands, programs, recipe, segments, verl_rows
 from whole_runs import lines, results, rows, trajectories
 
 from zerosearch.agent.trajectory import Trajectory
@@ -21,7 +21,7 @@ from zerosearch.training.verl.launch import steps_saved, train
 
 pytestmark = pytest.mark.timeout(400)
 
-SEGMENTS = set(Path("/dev/shm").iterdir())
+SEGMENTS = segments()
 PPO = ["algorithm.type=ppo", "algorithm.kl_coefficient=0.01", "algorithm.critic.learning_rate=1e-3"]
 
 
@@ -126,7 +126,7 @@ def test_the_policy_is_tested_before_and_after_with_the_real_engine(grpo: Finish
 
 def test_nothing_is_left_behind(grpo: Finished) -> None:
     assert not list(programs())
-    assert set(Path("/dev/shm").iterdir()) <= SEGMENTS
+    assert segments() <= SEGMENTS
 
 
 @pytest.mark.slow

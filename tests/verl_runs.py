@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from whole_runs import ONLY_RL, SMALL, lines
 
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.verl.process import SHARED_MEMORY, segments_of
 
 ON_VERL = [
     "trainer=verl",
@@ -27,6 +29,10 @@ PROBED = [
     'verl.overrides.trainer.v1.sampler.custom_sampler.path="pkg://verl_probe"',
     "verl.overrides.trainer.v1.sampler.custom_sampler.name=ProbeBuffer",
 ]
+
+os.environ["ZEROSEARCH_TESTS"] = uuid4().hex
+OWN = f"ZEROSEARCH_TESTS={os.environ['ZEROSEARCH_TESTS']}".encode()
+"""In the environment of whatever this process starts, and of nothing else: runs of others are let be."""
 
 
 def recipe(model: Path, output: Path, *overrides: str) -> Recipe:
@@ -47,11 +53,12 @@ def verl_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def commands() -> Iterator[tuple[int, str]]:
-    """Number and command line of the processes that a launcher of ours started."""
+    """Number and command line of the processes that a launcher of ours started, in this process of tests."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                if b"ZEROSEARCH_PROGRAM=" in (folder / "environ").read_bytes():
+                found = (folder / "environ").read_bytes().split(b"\0")
+                if OWN in found and any(each.startswith(b"ZEROSEARCH_PROGRAM=") for each in found):
                     yield int(folder.name), (folder / "cmdline").read_text().replace("\0", " ")
             except OSError:
                 continue
@@ -59,3 +66,9 @@ def commands() -> Iterator[tuple[int, str]]:
 
 def programs() -> Iterator[str]:
     return (line for _, line in commands())
+
+
+def segments() -> set[Path]:
+    """The files in shared memory that no process uses: what is left of programs that ended."""
+    used = {path for folder in Path("/proc").iterdir() if folder.name.isdigit() for path in segments_of(folder)}
+    return set(SHARED_MEMORY.iterdir()) - used

@@ -1,7 +1,7 @@
 """The search engine protocol: a request that carries its own question, and the page that answers it."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from zerosearch.data import Document, Question
 
@@ -60,6 +60,35 @@ class CountedEngine(SearchEngine, Protocol):
         ...
 
     def reset_counters(self) -> None: ...
+
+
+class Rate(NamedTuple):
+    """A part of a whole. Rates of several engines are joined by adding parts and wholes; a rate of nothing is 0."""
+
+    part: float
+    whole: float
+
+    def __float__(self) -> float:
+        return self.part / self.whole if self.whole else 0.0
+
+
+Figure = float | Rate
+
+
+@runtime_checkable
+class RatedEngine(CountedEngine, Protocol):
+    """A counted engine some of whose counters are rates, so that the counters of two cannot be added."""
+
+    def figures(self) -> dict[str, Figure]:
+        """Its counters, with what each rate is made of."""
+        ...
+
+
+def figures_of(engine: SearchEngine | None) -> dict[str, Figure]:
+    """What an engine counted since the last reset, in figures that those of other engines can be added to."""
+    if isinstance(engine, RatedEngine):
+        return engine.figures()
+    return dict(engine.counters()) if isinstance(engine, CountedEngine) else {}
 
 
 class EmptyEngine:

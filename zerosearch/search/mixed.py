@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from zerosearch.draws import uniform
-from zerosearch.search.engine import CountedEngine, Page, SearchEngine, SearchRequest
+from zerosearch.search.engine import CountedEngine, Figure, Page, Rate, SearchEngine, SearchRequest, figures_of
 
 
 class MixedEngine:
@@ -32,11 +32,11 @@ class MixedEngine:
 
     def counters(self) -> dict[str, float]:
         """`search/real_share`: the share of the searches that were real; and what both engines counted."""
-        share = self._counts["real"] / self._counts.total() if self._counts else 0.0
-        figures = {"search/real_share": share}
-        for engine in (self.simulated, self.real):
-            figures |= engine.counters() if isinstance(engine, CountedEngine) else {}
-        return figures
+        return {name: float(figure) for name, figure in self.figures().items()}
+
+    def figures(self) -> dict[str, Figure]:
+        share: dict[str, Figure] = {"search/real_share": Rate(self._counts["real"], self._counts.total())}
+        return share | figures_of(self.simulated) | figures_of(self.real)
 
     def reset_counters(self) -> None:
         self._counts.clear()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from zerosearch.data import Document, Question
 from zerosearch.data.text import normalize_answer
+from zerosearch.search.engine import Figure, Rate
 from zerosearch.simulation.noise import KINDS, Label, noise_of
 
 _QUOTED = re.compile(r"[\"“]([^\"“”]+)[\"”]")
@@ -203,7 +204,7 @@ class PageCounts:
         for name, amount in amounts.items():
             counts[name] += amount
 
-    def summary(self, prefix: str) -> dict[str, float]:
+    def summary(self, prefix: str) -> dict[str, Figure]:
         """Counts and rates under the prefix, and by turn under `<prefix>/turn_1` and so on.
 
         pages, errors, empty_pages, short_pages (some documents, but fewer than asked for), documents_asked,
@@ -261,8 +262,8 @@ _RATES = {
 }
 
 
-def _rates(prefix: str, counts: dict[str, float]) -> dict[str, float]:
-    summary = {f"{prefix}/{name}": counts[name] for name in _COUNTS}
+def _rates(prefix: str, counts: dict[str, float]) -> dict[str, Figure]:
+    summary: dict[str, Figure] = {f"{prefix}/{name}": counts[name] for name in _COUNTS}
     for name, (part, whole) in _RATES.items():
-        summary[f"{prefix}/{name}"] = counts[part] / counts[whole] if counts[whole] else 0.0
+        summary[f"{prefix}/{name}"] = Rate(counts[part], counts[whole])
     return summary

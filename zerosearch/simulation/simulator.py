@@ -10,7 +10,7 @@ from zerosearch.data import Document
 from zerosearch.draws import seed_for
 from zerosearch.errors import RunError, Unavailable
 from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat
-from zerosearch.search.engine import Noise, Page, SearchRequest
+from zerosearch.search.engine import Figure, Noise, Page, SearchRequest
 from zerosearch.simulation.distractors import Distractors
 from zerosearch.simulation.noise import Dial, Label, draw_labels, noise_of
 from zerosearch.simulation.quality import Draft, PageCounts, Wanted, Written, faults, misses, telling_answers
@@ -178,6 +178,9 @@ class Simulator:
 
         What the chat model counts itself comes as `simulator/chat/…`.
         """
+        return {name: float(figure) for name, figure in self.figures().items()}
+
+    def figures(self) -> dict[str, Figure]:
         figures = self._counts.summary("simulator") | {"simulator/unclear_verdicts": float(self._teller.unclear)}
         if isinstance(self._chat, CountingChat):
             figures |= {f"simulator/chat/{name}": value for name, value in self._chat.counters().items()}

@@ -23,11 +23,13 @@ from zerosearch.errors import RunError
 from zerosearch.evaluation.benchmark import score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, summarize
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.search.engine import Rate
 from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
 from zerosearch.training.verl.files import Files
+from zerosearch.training.verl.translate import samples_per_question
 
 STAGE = "reinforcement"
 PREFIX = "zerosearch/"
@@ -75,15 +77,17 @@ class EpisodeBuffer(ReplayBuffer):
         recipe = Path(self.sampler_kwargs["recipe"])
         self._recipe, self._folder = load_recipe(str(recipe)), RunFolder.open(recipe.parent)
         self._questions = read_metadata(Files.of(recipe.parent).test).num_rows
+        self._samples = samples_per_question(self._recipe)
         self._tested: list[Episode] = []
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
         """Wait for the episodes of `batch_size` questions; return verl's batch of them, and the step's figures.
 
         Raises:
-            RunError: an episode said that all others would fail, too, or too many failed.
+            RunError: episodes did not come back, one said that all others would fail, too, or too many failed.
         """
         batch, figures = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        check_number(len(batch.keys), batch_size * (1 if partition_id == "val" else self._samples))
         data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
         found = zip(batch.keys, list(data["extra_fields"]), strict=True)
         episodes = sorted((Episode.of(key, fields) for key, fields in found), key=lambda episode: episode.place)
@@ -126,6 +130,19 @@ def conditions(recipe: Recipe) -> dict[str, Scalar]:
         "seed": recipe.seed,
         "greedy": True,
     }
+
+
+def check_number(found: int, wanted: int) -> None:
+    """Refuse to go on without the episodes that verl lost: it would fill their places, and count them nowhere.
+
+    Raises:
+        RunError: see `EpisodeBuffer.sample`.
+    """
+    if found < wanted:
+        raise RunError(
+            f"{wanted - found} of {wanted} episodes did not come back from verl's workers: verl/verl.log in the run "
+            "folder says what happened there"
+        )
 
 
 def check(episodes: Sequence[Episode], threshold: float) -> None:
@@ -175,9 +192,12 @@ def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
     ]
     searches = [search for episode in episodes for search in episode.trajectory.searches]
     last = {e.fields["worker"]: e.fields["counted"] for e in sorted(episodes, key=_finished)}
+    counters = joined(list(last.values()))
+    real = [count for name, count in counters.items() if name.startswith("search/") and name.endswith("/calls")]
     return {
         **step_figures(groups),
-        **engine_figures(joined(list(last.values()))),
+        **engine_figures(counters),
+        "real_searches": float(sum(real)),
         "failed_episodes": float(sum(episode.failed for episode in episodes)),
         "search_seconds": fmean([search.seconds for search in searches] or [0.0]),
         "weights_step": float(min(episode.fields["min_global_steps"] for episode in episodes)),
@@ -186,27 +206,21 @@ def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _finished(episode: Episode) -> int:
-    return int(episode.fields["counted"]["episodes"])
+    return int(episode.fields["counted"].get("episodes", 0))
 
 
-def joined(counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What the engines of several processes counted: sums; of rates the mean, weighted with the pages of each."""
+def joined(counted: Sequence[Mapping[str, float | Sequence[float]]]) -> dict[str, float]:
+    """What the engines of several processes counted together. A rate comes as its part and its whole."""
     sums: dict[str, float] = defaultdict(float)
-    weights: dict[str, float] = defaultdict(float)
-    for each in counters:
-        pages = each.get("simulator/pages", each["episodes"])
-        for name, value in each.items():
-            if name == "episodes":
-                continue
-            weight = pages if _is_rate(name) else 1.0
-            sums[name] += weight * value
-            weights[name] += weight if _is_rate(name) else 0.0
-    return {name: value / weights[name] if weights[name] else float(value) for name, value in sums.items()}
-
-
-def _is_rate(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return last.endswith(("_rate", "_share", "_per_document")) or last in ("noise_scheduled", "noise_realised")
+    rates: dict[str, Rate] = {}
+    for each in counted:
+        for name, figure in each.items():
+            if isinstance(figure, Sequence):
+                part, whole = rates.get(name, (0.0, 0.0))
+                rates[name] = Rate(part + figure[0], whole + figure[1])
+            elif name != "episodes":
+                sums[name] += figure
+    return sums | {name: float(rate) for name, rate in rates.items()}
 
 
 def _by_group(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:

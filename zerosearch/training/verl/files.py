@@ -17,6 +17,8 @@ class Files:
     """The agent loop and how it is made, YAML."""
     recipe: Path
     """The resolved recipe, TOML."""
+    absolute: Path
+    """The same with absolute paths, which the workers read."""
     folder: Path
     """The run folder."""
     checkpoints: Path
@@ -34,6 +36,7 @@ class Files:
             test=verl / "test.parquet",
             agent=verl / "agent.yaml",
             recipe=folder / "recipe.toml",
+            absolute=verl / "recipe.toml",
             folder=folder,
             checkpoints=folder / "checkpoints",
             metrics=verl / "metrics.jsonl",

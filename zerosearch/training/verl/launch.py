@@ -19,9 +19,12 @@ from zerosearch.report.run_folder import RunFolder
 from zerosearch.training.engines import check_engines
 from zerosearch.training.health import Watch
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_file import resolved_toml
+from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
 from zerosearch.training.stages import check_servers, open_folder, report, stage_names, tune_simulator, warm_start
 from zerosearch.training.trainer import SHOWN, STAGE
+from zerosearch.training.verl.absolute import absolute
 from zerosearch.training.verl.data import write_data
 from zerosearch.training.verl.files import Files
 from zerosearch.training.verl.known import check_overrides
@@ -62,6 +65,8 @@ def train(recipe: Recipe) -> None:
     """
     translate(recipe, Files.of(Path(recipe.output)))  # finds what verl cannot do, before anything is written
     check_overrides(recipe)
+    if recipe.reward.function:
+        load_function(recipe.reward.function)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
@@ -100,6 +105,7 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     files = Files.of(folder.path)
     files.agent.parent.mkdir(exist_ok=True)
     write_data(recipe, files.agent.parent)
+    write_atomically(files.absolute, resolved_toml(absolute(recipe)))
     write_atomically(files.agent, agent_yaml(files))
     done = steps_saved(files.checkpoints)
     folder.resume(STAGE, done)
@@ -122,7 +128,8 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
 def agent_yaml(files: Files) -> str:
     """The agent loop, as verl makes it for each episode. (JSON is YAML.)"""
     target = "zerosearch.training.verl.agent_loop.ZeroSearchAgentLoop"
-    return json.dumps([{"name": "zerosearch", "_target_": target, "recipe": str(files.recipe)}]) + "\n"
+    given = {"recipe": str(files.absolute), "folder": str(Path.cwd())}
+    return json.dumps([{"name": "zerosearch", "_target_": target, **given}]) + "\n"
 
 
 def of_this_machine(files: Files, scratch: str) -> dict[str, object]:

@@ -47,7 +47,7 @@ class Program:
     def look(self) -> None:
         """Remember which segments of shared memory its processes use now."""
         for process in self._processes():
-            self._segments.update(_segments(process))
+            self._segments.update(segments_of(process))
 
     def close(self) -> None:
         """End all its processes and remove their shared memory."""
@@ -82,7 +82,7 @@ class Program:
                     continue  # another user's, or gone
 
 
-def _segments(process: Path) -> Iterator[Path]:
+def segments_of(process: Path) -> Iterator[Path]:
     """The files in shared memory that a process has mapped."""
     try:
         lines = (process / "maps").read_text().splitlines()

@@ -65,6 +65,11 @@ def translate(recipe: Recipe, files: Files) -> Keys:
     return keys | {key.lstrip("+"): _null(value) for key, value in recipe.verl.overrides.items()}
 
 
+def samples_per_question(recipe: Recipe) -> int:
+    """Episodes of a training question, as verl is told."""
+    return int(recipe.verl.overrides.get(f"{ROLLOUT}.n", recipe.training.samples_per_question))
+
+
 def hydra_arguments(keys: Mapping[str, object]) -> list[str]:
     """Return the keys as arguments of `python -m verl.trainer.main_ppo`.
 

@@ -1,5 +1,6 @@
 """What the episodes of one of verl's worker processes share: recipe, engines, their clients and caches."""
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from zerosearch.inference.sampler import Sampler
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import CountedEngine, SearchEngine
+from zerosearch.search.engine import CountedEngine, Figure, SearchEngine, figures_of
 from zerosearch.training.engines import (
     episode_settings,
     make_remote,
@@ -66,11 +67,11 @@ class Workshop:
                 engine.reset_counters()
         return Agent(sampler, tokenizer, engine, self._settings[training], TagProtocol(searches=engine is not None))
 
-    def counted(self) -> dict[str, float]:
+    def counted(self) -> dict[str, Figure]:
         """What the training engine counted in this step so far, with `episodes`, the number of calls of this."""
         self._finished += 1
-        engine: CountedEngine | None = vars(self).get("training_engine")  # it may be what could not be made
-        return {"episodes": self._finished} | (engine.counters() if engine else {})
+        engine = vars(self).get("training_engine")  # it may be what could not be made
+        return {"episodes": self._finished} | figures_of(engine)
 
     @cached_property
     def training_engine(self) -> CountedEngine | None:
@@ -112,11 +113,18 @@ class Workshop:
 _workshops: dict[str, Workshop] = {}
 
 
-def workshop(recipe: str, workers: int) -> Workshop:
-    """The process's workshop for the recipe of that path, with one worker's share of what servers may be asked."""
+def workshop(recipe: str, folder: str, workers: int) -> Workshop:
+    """The process's workshop for the recipe of that path, with one worker's share of what servers may be asked.
+
+    folder: where the run was started, and a reward function of one's own may lie.
+
+    Raises:
+        UserError: the recipe cannot be read.
+    """
     if recipe not in _workshops:
-        checkpoints = RunFolder(Path(recipe).parent).checkpoints
-        _workshops[recipe] = Workshop(share(load_recipe(recipe), workers), checkpoints)
+        loaded = load_recipe(recipe)
+        sys.path.append(folder)
+        _workshops[recipe] = Workshop(share(loaded, workers), RunFolder(Path(loaded.output)).checkpoints)
     return _workshops[recipe]
 
 

@@ -1,0 +1,87 @@
+"""What verl's buffer makes of the episodes that come back: figures of several workers, what is missing, results."""
+
+import asyncio
+import json
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data import Question
+from zerosearch.errors import RunError
+from zerosearch.inference.chat import ChatRequest
+from zerosearch.search.engine import Rate, SearchRequest
+from zerosearch.simulation.quality import PageCounts
+from zerosearch.simulation.schedule import ConstantNoise
+from zerosearch.simulation.simulator import Simulator
+from zerosearch.simulation.template import load_template
+from zerosearch.training.verl.buffer import Episode, check_number, figures_of, joined
+
+QUESTION = Question("q1", "Who founded Silver Anchor?", ("Alice Turner",), "paths")
+
+
+class Scribe:
+    """A chat model whose every third page holds the answer."""
+
+    name = "scribe"
+
+    async def chat(self, request: ChatRequest) -> str:
+        return f"Doc 1: {'Alice Turner did.' if request.seed % 3 == 0 else 'It is grey.'}"
+
+
+def trajectory_of(reward: float, worker: str, counted: dict[str, Any], episode: int) -> Episode:
+    record = Trajectory(QUESTION, sample=episode, step=1, answer="Alice Turner", ending="answered").to_json()
+    fields = {"trajectory": json.dumps(record), "parts": {"f1": reward}, "error": "", "ends_run": False}
+    weights = {"min_global_steps": 0, "max_global_steps": 0}
+    return Episode.of(f"u_{episode}_0", {**fields, **weights, "worker": worker, "counted": counted})
+
+
+def pages(simulator: Simulator, *turns: tuple[int, int]) -> dict[str, Any]:
+    """What a worker counted that asked for so many pages at each turn, as it comes through verl's queue."""
+    for turn, count in turns:
+        for place in range(count):
+            asked = SearchRequest(f"query {place}", QUESTION, k=1, sample=place, turn=turn, step=1)
+            asyncio.run(simulator.search(asked))
+    return {"episodes": 1, **{name: tuple(f) if isinstance(f, Rate) else f for name, f in simulator.figures().items()}}
+
+
+def test_rates_of_unequal_workers_are_those_of_one_worker_that_did_all() -> None:
+    """One worker has few pages, all noisy and none at the second turn; the other has many, useful and noisy ones."""
+
+    def simulator(noise: float) -> Simulator:
+        return Simulator(Scribe(), load_template("prompt"), ConstantNoise(noise), seed=3)
+
+    few, many, whole = simulator(1.0), simulator(0.3), PageCounts()
+    found = joined([pages(few, (0, 2)), pages(many, (0, 30), (1, 7))])
+    for part in (few, many):
+        for turn, counts in part._counts._turns.items():
+            for name, amount in counts.items():
+                whole._turns.setdefault(turn, defaultdict(float))[name] += amount
+    expected = {name: float(figure) for name, figure in whole.summary("simulator").items()}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert 0 < expected["simulator/hit_rate"] < 1 and 0 < expected["simulator/leak_rate"] < 1
+    figures = figures_of([trajectory_of(1.0, "a", pages(simulator(1.0), (0, 2)), 0)])
+    assert figures["noise_realised"] == 1.0 and figures["real_searches"] == 0.0
+
+
+def test_a_worker_that_counted_nothing_changes_no_rate() -> None:
+    assert joined([{"episodes": 1, "a_rate": (3, 4), "calls": 2.0}, {"episodes": 1, "a_rate": (0, 0)}]) == {
+        "calls": 2.0,
+        "a_rate": 0.75,
+    }
+    assert joined([{}]) == {}
+
+
+def test_calls_to_real_engines_are_counted_as_the_local_trainer_does() -> None:
+    counted = {"episodes": 2, "search/training/calls": 5.0, "search/training/seconds": 1.0}
+    other = {"episodes": 1, "search/training/calls": 2.0, "search/training/seconds": 1.0}
+    episodes = [trajectory_of(1.0, "a", counted, 0), trajectory_of(0.0, "b", other, 1)]
+    assert figures_of(episodes)["real_searches"] == 7.0
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(5, 6), (0, 4)])
+def test_episodes_that_verl_lost_end_the_run(found: int, wanted: int) -> None:
+    check_number(wanted, wanted)
+    with pytest.raises(RunError, match=rf"{wanted - found} of {wanted} episodes did not come back"):
+        check_number(found, wanted)
