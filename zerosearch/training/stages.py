@@ -2,19 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 
-from zerosearch.agent.episode import EpisodeSettings
-from zerosearch.agent.methods import Episode
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
-from zerosearch.inference.local import BatchSampler
 from zerosearch.inference.models import load_tokenizer
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.inference.vllm import check_installed
@@ -35,13 +33,12 @@ from zerosearch.training import trainer
 from zerosearch.training.checkpoint import checkpoints, save_model
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
 from zerosearch.training.engines import TEMPLATE, chat_servers, check_engines
+from zerosearch.training.player import Method, testing_player
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
-
-Method = Callable[[BatchSampler, EpisodeSettings], Episode]
 
 
 def train(recipe: Recipe) -> None:
@@ -58,8 +55,8 @@ def train(recipe: Recipe) -> None:
     check_servers(recipe)
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
-    with open_display(title, stage_names(recipe), live=recipe.report.live) as display:
-        run = Run(recipe, folder, display)
+    shown = open_display(title, stage_names(recipe), live=recipe.report.live)
+    with shown as display, closing(Run(recipe, folder, display)) as run:
         if recipe.evaluation.untrained:
             evaluate_policy(run, UNTRAINED)
         tune_simulator(run)
@@ -232,12 +229,13 @@ def measure(
     started = time.perf_counter()
     if isinstance(engine, CountedEngine):
         engine.reset_counters()
-    sampler = run.sampler(run.policy, recipe.evaluation.batch, settings.max_length)
-    sampled_before = sampler.tokens_sampled
-    episode = method(sampler, settings) if method else run.agent(sampler, engine, settings).episode
+    player = testing_player(run, settings, engine, method)
     records: list[Scored] = []
+    tokens = 0
 
     def progress(trajectory: Trajectory) -> None:
+        nonlocal tokens
+        tokens += trajectory.policy_tokens
         records.append(score_trajectory(trajectory))
         run.display.update(
             len(records),
@@ -245,12 +243,16 @@ def measure(
             em=fmean(record.em for record in records),
             searches=fmean(record.searches for record in records),
             invalid_actions=fmean(record.invalid_actions for record in records),
-            tokens_per_second=(sampler.tokens_sampled - sampled_before) / (time.perf_counter() - started),
+            tokens_per_second=tokens / (time.perf_counter() - started),
         )
 
-    trajectories = asyncio.run(
-        run_benchmark(episode, questions, recipe.evaluation.batch, recipe.search.failure_threshold, progress)
-    )
+    async def play() -> list[Trajectory]:
+        threshold = recipe.search.failure_threshold
+        played = await run_benchmark(player.episode, questions, len(questions), threshold, progress)
+        await player.finish()
+        return played
+
+    trajectories = asyncio.run(play())
     scored = [score_trajectory(trajectory) for trajectory in trajectories]
     folder.write_trajectories(
         system, ({**t.to_json(), "f1": s.f1, "em": s.em} for t, s in zip(trajectories, scored, strict=True))
@@ -319,8 +321,8 @@ def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> N
         raise UserError(f"{path} holds no trained policy yet: let its training reach a checkpoint first")
     system = name or ", ".join([TRAINED, *overrides])
     title, stages = f"evaluation of {folder.path.name}", [f"evaluation {system}"]
-    with open_display(title, stages, live=recipe.report.live) as display:
-        run = Run(recipe, folder, display)
+    shown = open_display(title, stages, live=recipe.report.live)
+    with shown as display, closing(Run(recipe, folder, display)) as run:
         run.take_policy(str(trained[-1]))
         measure(run, system, run.test_engine)
     show_results(folder.read_results())

@@ -23,7 +23,7 @@ from zerosearch.errors import RunError
 from zerosearch.evaluation.benchmark import score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, summarize
 from zerosearch.report.run_folder import RunFolder
-from zerosearch.search.engine import Rate
+from zerosearch.search.engine import joined
 from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
@@ -192,8 +192,8 @@ def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
     ]
     searches = [search for episode in episodes for search in episode.trajectory.searches]
     last = {e.fields["worker"]: e.fields["counted"] for e in sorted(episodes, key=_finished)}
-    counters = joined(list(last.values()))
-    real = [count for name, count in counters.items() if name.startswith("search/") and name.endswith("/calls")]
+    counters = joined({k: v for k, v in counted.items() if k != "episodes"} for counted in last.values())
+    real = [float(count) for name, count in counters.items() if name.startswith("search/") and name.endswith("/calls")]
     return {
         **step_figures(groups),
         **engine_figures(counters),
@@ -207,20 +207,6 @@ def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
 
 def _finished(episode: Episode) -> int:
     return int(episode.fields["counted"].get("episodes", 0))
-
-
-def joined(counted: Sequence[Mapping[str, float | Sequence[float]]]) -> dict[str, float]:
-    """What the engines of several processes counted together. A rate comes as its part and its whole."""
-    sums: dict[str, float] = defaultdict(float)
-    rates: dict[str, Rate] = {}
-    for each in counted:
-        for name, figure in each.items():
-            if isinstance(figure, Sequence):
-                part, whole = rates.get(name, (0.0, 0.0))
-                rates[name] = Rate(part + figure[0], whole + figure[1])
-            elif name != "episodes":
-                sums[name] += figure
-    return sums | {name: float(rate) for name, rate in rates.items()}
 
 
 def _by_group(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
