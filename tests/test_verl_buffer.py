@@ -11,7 +11,7 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
 from zerosearch.errors import RunError
 from zerosearch.inference.chat import ChatRequest
-from zerosearch.search.engine import Rate, SearchRequest
+from zerosearch.search.engine import Rate, SearchRequest, joined
 from zerosearch.simulation.quality import PageCounts
 from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.simulation.simulator import Simulator

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from zerosearch.agent.trajectory import Trajectory
-from zerosearch.errors import UserError
+from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
 from zerosearch.inference.models import load_tokenizer
@@ -204,10 +204,20 @@ def _learned(run: Run, stage: str, step: int, loss: float) -> None:
 
 
 def evaluate_policy(run: Run, system: str) -> None:
-    """Measure the policy as it is now with the real engine on the test questions, unless that is done."""
+    """Measure the policy as it is now with the real engine on the test questions, unless that is done.
+
+    Raises:
+        RunError: too many searches failed, or a worker has ended.
+    """
     if system in run.folder.read_results().systems:
         return
-    measure(run, system, run.test_engine)
+    try:
+        measure(run, system, run.test_engine)
+    except RunError as error:
+        raise RunError(
+            f"{str(error).rstrip('.')}; what was done before this evaluation is kept: go on with the same command and "
+            "resume=true"
+        ) from error
 
 
 def measure(

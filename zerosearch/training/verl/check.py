@@ -52,6 +52,10 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             "training.ahead is true, but verl has trainers of its own that sample ahead; set training.ahead = false "
             "(and, for those, verl.overrides)"
         )
+    if training.workers > 1:
+        yield (
+            f"training.workers is {training.workers}, but verl starts processes of its own; set training.workers = 1"
+        )
     if recipe.model.sampler != "local":
         yield (
             f'model.sampler is "{recipe.model.sampler}", but on verl verl.rollout says what samples; set model.sampler '
