@@ -152,7 +152,7 @@ def test_an_evaluation_whose_worker_is_killed_says_how_to_go_on(model: Path, two
         carry_out(model, tmp_path / "run", *given)
     assert "worker 1 of 2 was ended by SIGKILL" in str(end.value) and "resume=true" in str(end.value)
     run = carry_out(model, tmp_path / "run", *given, "resume=true")
-    assert list(results(run)["systems"]) == ["before training"]
+    assert list(results(run)["systems"]) == ["untrained"]
 
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])

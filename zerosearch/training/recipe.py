@@ -377,7 +377,7 @@ class Recipe(Section):
     """A whole recipe."""
 
     trainer: Literal["local", "verl"] = "local"
-    """`local`: one process, CPU or one GPU; `verl`: many GPUs and machines."""
+    """`local`: one machine, CPU or one GPU; `verl`: many GPUs and machines."""
     seed: Count = 0
     """Seed of everything that is drawn."""
     output: str = ""
