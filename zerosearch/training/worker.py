@@ -6,10 +6,12 @@ memory for both. Its messages are read by a thread that ends the process when th
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,15 +40,18 @@ async def serve(connection: "Connection[Any, Any]", weights: SharedWeights) -> N
     loop = asyncio.get_running_loop()
 
     def listen() -> None:
-        try:
-            while True:
-                loop.call_soon_threadsafe(messages.put_nowait, json.loads(connection.recv_bytes()))
-        except (EOFError, OSError):
-            os._exit(0)  # the run has ended, whatever is under way here
+        while True:
+            with ending_with_the_run():
+                record = connection.recv_bytes()
+            loop.call_soon_threadsafe(messages.put_nowait, json.loads(record))
 
     def say(**message: Any) -> None:
-        connection.send_bytes(json.dumps(message).encode())
+        with ending_with_the_run():
+            connection.send_bytes(json.dumps(message).encode())
 
+    log = logging.getLogger("zerosearch")
+    log.setLevel(logging.INFO)
+    log.addHandler(ToRun(say))
     threading.Thread(target=listen, daemon=True).start()
     work: Work | None = None
     while True:
@@ -58,6 +63,15 @@ async def serve(connection: "Connection[Any, Any]", weights: SharedWeights) -> N
                 await work.do(message)
         except (UserError, RunError) as error:
             say(error=type(error).__name__, sentence=str(error))
+
+
+@contextmanager
+def ending_with_the_run() -> Iterator[None]:
+    """End the process, whatever is under way, where the pipe has no other end any more."""
+    try:
+        yield
+    except (EOFError, OSError):
+        os._exit(0)
 
 
 class Work:
@@ -102,6 +116,17 @@ class Work:
         asked = Trajectory.from_json(record)
         played = await player.episode(asked.question, asked.sample, asked.step)
         self._say(number=number, answer=played.to_json())
+
+
+class ToRun(logging.Handler):
+    """Hands on what the package logs; `say` sends a message."""
+
+    def __init__(self, say: Callable[..., None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(log=self.format(record), level=record.levelno)
 
 
 class NoDisplay(Display):

@@ -5,6 +5,7 @@ Messages are JSON. A worker whose end of the pipe closes has ended, and ends its
 
 import asyncio
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from zerosearch.training.shared_weights import SharedWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_log = logging.getLogger(__name__)
 
 ERRORS = {error.__name__: error for error in (UserError, RunError, Unavailable)}
 """What a worker may say that went wrong; the same is raised here."""
@@ -137,7 +140,7 @@ class Worker:
         # A process group of its own, so that Ctrl-C reaches this process alone.
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors, process_group=0)
         theirs.close()
-        self._asked = 0
+        self._next = 0
         self._open: dict[int, asyncio.Future[Any]] = {}
         self.tell(start)
 
@@ -158,12 +161,12 @@ class Worker:
             return
         if not self._open:
             asyncio.get_running_loop().add_reader(self._connection.fileno(), self._read)
-        self._open |= dict(enumerate(answers, start=self._asked))
+        self._open |= dict(enumerate(answers, start=self._next))
         try:
-            self.tell({**message, "first": self._asked})
+            self.tell({**message, "first": self._next})
         except RunError as error:
             self._fail(error)
-        self._asked += len(answers)
+        self._next += len(answers)
 
     def _read(self) -> None:
         """Take one message; called when there is one."""
@@ -172,13 +175,16 @@ class Worker:
         except (EOFError, OSError):
             self._fail(self._ended())
             return
-        if "error" in message:
-            self._fail(ERRORS[message["error"]](message["sentence"]))
-            return
-        answer = self._open.pop(message["number"], None)
-        if answer and not answer.done():
-            answer.set_result(message["answer"])
-        self._rest()
+        match message:
+            case {"log": text, "level": level}:
+                _log.log(level, "%s: %s", self.name, text)
+            case {"error": kind, "sentence": sentence}:
+                self._fail(ERRORS[kind](sentence))
+            case {"answer": value, "number": number}:
+                answer = self._open.pop(number, None)
+                if answer and not answer.done():
+                    answer.set_result(value)
+                self._rest()
 
     def _fail(self, error: Exception) -> None:
         for answer in self._open.values():
