@@ -35,7 +35,7 @@ def main() -> None:
 
 
 async def serve(connection: "Connection[Any, Any]", weights: SharedWeights) -> None:
-    """Do what the messages say, one after the other, and tell the run of errors."""
+    """Do what the messages say, one after the other; the first error is said to the run."""
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -53,16 +53,13 @@ async def serve(connection: "Connection[Any, Any]", weights: SharedWeights) -> N
     log.setLevel(logging.INFO)
     log.addHandler(ToRun(say))
     threading.Thread(target=listen, daemon=True).start()
-    work: Work | None = None
-    while True:
-        message = await messages.get()
-        try:
-            if work is None:
-                work = Work(message, weights, say)
-            else:
-                await work.do(message)
-        except (UserError, RunError) as error:
-            say(error=type(error).__name__, sentence=str(error))
+    try:
+        work = Work(await messages.get(), weights, say)
+        while True:
+            await work.do(await messages.get())
+    except (UserError, RunError) as error:
+        say(error=type(error).__name__, sentence=str(error))
+        await loop.create_future()  # until the run has ended, too
 
 
 @contextmanager
