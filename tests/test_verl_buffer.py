@@ -12,13 +12,13 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
 from zerosearch.errors import RunError
 from zerosearch.inference.chat import ChatRequest
-from zerosearch.search.engine import Rate, SearchRequest
+from zerosearch.search.engine import Rate, SearchRequest, joined
 from zerosearch.simulation.quality import PageCounts
 from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import load_template
 from zerosearch.training.recipe_file import load_recipe
-from zerosearch.training.verl.buffer import Episode, check_number, conditions, figures_of, joined
+from zerosearch.training.verl.buffer import Episode, check_number, conditions, figures_of
 
 QUESTION = Question("q1", "Who founded Silver Anchor?", ("Alice Turner",), "paths")
 
@@ -55,7 +55,8 @@ def test_rates_of_unequal_workers_are_those_of_one_worker_that_did_all() -> None
         return Simulator(Scribe(), load_template("prompt"), ConstantNoise(noise), seed=3)
 
     few, many, whole = simulator(1.0), simulator(0.3), PageCounts()
-    found = joined([pages(few, (0, 2)), pages(many, (0, 30), (1, 7))])
+    joint = joined([pages(few, (0, 2)), pages(many, (0, 30), (1, 7))])
+    found = {name: float(figure) for name, figure in joint.items()}
     for part in (few, many):
         for turn, counts in part._counts._turns.items():
             for name, amount in counts.items():
@@ -68,10 +69,8 @@ def test_rates_of_unequal_workers_are_those_of_one_worker_that_did_all() -> None
 
 
 def test_a_worker_that_counted_nothing_changes_no_rate() -> None:
-    assert joined([{"episodes": 1, "a_rate": (3, 4), "calls": 2.0}, {"episodes": 1, "a_rate": (0, 0)}]) == {
-        "calls": 2.0,
-        "a_rate": 0.75,
-    }
+    assert joined([{"a_rate": (3, 4), "calls": 2.0}, {"a_rate": [0, 0]}]) == {"calls": 2.0, "a_rate": Rate(3, 4)}
+    assert float(Rate(3, 4)) == 0.75
     assert joined([{}]) == {}
 
 

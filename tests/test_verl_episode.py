@@ -21,11 +21,11 @@ from zerosearch.errors import RunError
 from zerosearch.inference.sampler import SamplingRequest
 from zerosearch.inference.tokens import encode_text
 from zerosearch.report.files import write_atomically
+from zerosearch.training.engines import share
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.verl import workshop as workshops
 from zerosearch.training.verl.agent_loop import ZeroSearchAgentLoop
 from zerosearch.training.verl.served import Rollout, Served
-from zerosearch.training.verl.workshop import share
 
 TOKENIZER = tiny.tokenizer()
 QUESTION = Question("q1", "Who founded Silver Anchor?", ("Alice Turner",), "paths")

@@ -1,5 +1,6 @@
 """The search engine protocol: a request that carries its own question, and the page that answers it."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -89,6 +90,20 @@ def figures_of(engine: SearchEngine | None) -> dict[str, Figure]:
     if isinstance(engine, RatedEngine):
         return engine.figures()
     return dict(engine.counters()) if isinstance(engine, CountedEngine) else {}
+
+
+def joined(counted: Iterable[Mapping[str, float | Sequence[float]]]) -> dict[str, Figure]:
+    """What several engines counted together. A rate may come as its part and its whole in any sequence."""
+    sums: dict[str, Figure] = {}
+    for each in counted:
+        for name, figure in each.items():
+            before = sums.get(name, 0.0)
+            if isinstance(figure, Sequence):
+                part, whole = before if isinstance(before, Rate) else (0.0, 0.0)
+                sums[name] = Rate(part + figure[0], whole + figure[1])
+            else:
+                sums[name] = float(before) + figure
+    return sums
 
 
 class EmptyEngine:

@@ -4,6 +4,7 @@ Each is measured on the same test questions, greedy, and written into the run's 
 """
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,8 +59,8 @@ def run_controls(path: Path) -> None:
     if recipe.simulates:
         controls |= {SIMULATED.format(noise): partial(_simulated, noise=noise) for noise in NOISES}
     title, stages = f"controls of {folder.path.name}", [f"evaluation {name}" for name in controls]
-    with open_display(title, stages, live=recipe.report.live) as display:
-        run = Run(recipe, folder, display)
+    shown = open_display(title, stages, live=recipe.report.live)
+    with shown as display, closing(Run(recipe, folder, display)) as run:
         for name, control in controls.items():
             if name not in folder.read_results().systems:
                 control(run, name)

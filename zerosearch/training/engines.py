@@ -359,3 +359,25 @@ def check_engines(recipe: Recipe) -> None:
     trained_with = search.mixed.real if search.type == "mixed" else search.type
     for kind in {trained_with, recipe.evaluation.engine} & set(REMOTE):
         make_remote(recipe, kind)
+
+
+def share(recipe: Recipe, workers: int) -> Recipe:
+    """The recipe with the part of its limits on calls that falls to one of so many processes."""
+    simulation, search = recipe.simulation, recipe.search
+    remotes = {
+        kind: settings.model_copy(
+            update={
+                "concurrency": max(1, settings.concurrency // workers),
+                "rate": settings.rate / workers,
+                "max_calls": settings.max_calls // workers,
+            }
+        )
+        for kind, settings in (("retriever", search.retriever), ("serpapi", search.serpapi))
+    }
+    concurrency = max(1, simulation.concurrency // workers)
+    return recipe.model_copy(
+        update={
+            "simulation": simulation.model_copy(update={"concurrency": concurrency}),
+            "search": search.model_copy(update=remotes),
+        }
+    )

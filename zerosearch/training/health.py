@@ -12,6 +12,7 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.evaluation.metrics import exact_match
 from zerosearch.report.progress import figure_text
+from zerosearch.search.engine import Figure
 from zerosearch.training.checkpoint import checkpoint_before, step_of
 from zerosearch.training.recipe_health import Health
 from zerosearch.training.rollout import Group
@@ -57,10 +58,11 @@ def step_figures(groups: Sequence[Group]) -> dict[str, float]:
     return figures | _searches(trajectories)
 
 
-def engine_figures(counters: Mapping[str, float]) -> dict[str, float]:
+def engine_figures(counted: Mapping[str, Figure]) -> dict[str, float]:
     """What the step's engine counted, and again under names of their own what runs are compared by."""
+    counters = {name: float(figure) for name, figure in counted.items()}
     names = ("noise_scheduled", "noise_realised", "hit_rate", "leak_rate")
-    return dict(counters) | {name: counters[key] for name in names if (key := f"simulator/{name}") in counters}
+    return counters | {name: counters[key] for name in names if (key := f"simulator/{name}") in counters}
 
 
 def _searches(trajectories: Sequence[Trajectory]) -> dict[str, float]:

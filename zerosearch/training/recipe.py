@@ -4,13 +4,14 @@ A recipe is a TOML file; each class below is one of its tables and each docstrin
 reference. `zerosearch.training.recipe_file` reads recipes and writes them back.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.recipe_health import Health
-from zerosearch.training.recipe_remote import Retriever, SerpApi
+from zerosearch.training.recipe_remote import REMOTE, Retriever, SerpApi
 from zerosearch.training.recipe_reward import Reward
 from zerosearch.training.recipe_section import (
     Count,
@@ -341,6 +342,9 @@ class Training(Section):
     """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one."""
     threads: Count = 0
     """CPU threads; 0 = all cores."""
+    workers: Positive = 1
+    """Processes that play the episodes of training and test, each with its part of the threads; 1 = the one that
+    learns."""
 
 
 class Evaluation(Section):
@@ -373,7 +377,7 @@ class Recipe(Section):
     """A whole recipe."""
 
     trainer: Literal["local", "verl"] = "local"
-    """`local`: one process, CPU or one GPU; `verl`: many GPUs and machines."""
+    """`local`: one machine, CPU or one GPU; `verl`: many GPUs and machines."""
     seed: Count = 0
     """Seed of everything that is drawn."""
     output: str = ""
@@ -429,6 +433,8 @@ class Recipe(Section):
                 'that nothing weighs the difference; set algorithm.correction = "token" or "sequence", or '
                 "algorithm.recompute = false"
             )
+        for hindrance in self._keeps_one_process() if training.workers > 1 else ():
+            raise ValueError(f"training.workers is {training.workers}, but {hindrance}; set training.workers = 1")
         if training.questions_per_step % algorithm.mini_batches:
             raise ValueError(
                 f"algorithm.mini_batches is {algorithm.mini_batches}, which does not divide "
@@ -462,3 +468,16 @@ class Recipe(Section):
                 'agent.max_turns is 0, so nothing would ever be searched; set it to 1 or more, or search.type = "none"'
             )
         return self
+
+    def _keeps_one_process(self) -> Iterator[str]:
+        """Why episodes cannot be played in several processes."""
+        if self.training.ahead:
+            yield "training.ahead samples in the process that learns"
+        if self.lora.rank:
+            yield "adapters (lora.rank) are not shared by processes"
+        if self.model.sampler == "vllm":
+            yield "vLLM has processes of its own"
+        search = self.search
+        trained_with = search.mixed.real if search.type == "mixed" else search.type
+        if remote := {trained_with, self.evaluation.engine} & set(REMOTE):
+            yield f"the limits and counts of {min(remote)} are those of one process"

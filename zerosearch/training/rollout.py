@@ -5,14 +5,20 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from zerosearch.agent.episode import Agent
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
 from zerosearch.evaluation.benchmark import check_failures
 from zerosearch.training.advantages import has_spread
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.rewards import rewarded
+
+
+class Plays(Protocol):
+    """An agent, or what stands for agents elsewhere."""
+
+    async def episode(self, question: Question, sample: int = 0, step: int = 0) -> Trajectory: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class QuestionOrder:
 
 
 async def run_groups(
-    agent: Agent,
+    agent: Plays,
     order: QuestionOrder,
     recipe: Recipe,
     step: int,
@@ -107,7 +113,7 @@ async def run_groups(
 
 
 async def _run_group(
-    agent: Agent,
+    agent: Plays,
     question: Question,
     recipe: Recipe,
     step: int,

@@ -42,6 +42,7 @@ from zerosearch.training.engines import (
 )
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_remote import REMOTE
+from zerosearch.training.workers import Workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,6 +71,16 @@ class Run:
         self._policy: PreTrainedModel | None = None
         self._vllm: VllmSampler | None = None
         self._remote: dict[str, SearchEngine] = {}
+
+    @cached_property
+    def workers(self) -> Workers | None:
+        """The processes that play the policy's episodes, where these are not played in this one."""
+        return Workers(self.recipe, self.folder.path, self.policy) if self.recipe.training.workers > 1 else None
+
+    def close(self) -> None:
+        """End the processes that were started."""
+        if workers := vars(self).get("workers"):
+            workers.close()
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

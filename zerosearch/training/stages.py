@@ -2,19 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 
-from zerosearch.agent.episode import EpisodeSettings
-from zerosearch.agent.methods import Episode
 from zerosearch.agent.trajectory import Trajectory
-from zerosearch.errors import UserError
+from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
-from zerosearch.inference.local import BatchSampler
 from zerosearch.inference.models import load_tokenizer, release_memory
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.inference.vllm import check_installed
@@ -35,14 +33,13 @@ from zerosearch.training import engines, trainer
 from zerosearch.training.checkpoint import save_model, steps_done
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
 from zerosearch.training.engines import TEMPLATE, check_engines
+from zerosearch.training.player import Method, testing_player
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
 from zerosearch.training.source import last_policy, policy_name
-
-Method = Callable[[BatchSampler, EpisodeSettings], Episode]
 
 
 def train(recipe: Recipe) -> None:
@@ -59,8 +56,8 @@ def train(recipe: Recipe) -> None:
     check_servers(recipe)
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
-    with open_display(title, stage_names(recipe), live=recipe.report.live) as display:
-        run = Run(recipe, folder, display)
+    shown = open_display(title, stage_names(recipe), live=recipe.report.live)
+    with shown as display, closing(Run(recipe, folder, display)) as run:
         if recipe.evaluation.untrained:
             evaluate_policy(run, UNTRAINED)
         tune_simulator(run)
@@ -212,10 +209,20 @@ def _learned(run: Run, stage: str, step: int, loss: float) -> None:
 
 
 def evaluate_policy(run: Run, system: str) -> None:
-    """Measure the policy as it is now with the real engine on the test questions, unless that is done."""
+    """Measure the policy as it is now with the real engine on the test questions, unless that is done.
+
+    Raises:
+        RunError: too many searches failed, or a worker has ended.
+    """
     if system in run.folder.read_results().systems:
         return
-    measure(run, system, run.test_engine)
+    try:
+        measure(run, system, run.test_engine)
+    except RunError as error:
+        raise RunError(
+            f"{str(error).rstrip('.')}; what was done before this evaluation is kept: go on with the same command and "
+            "resume=true"
+        ) from error
 
 
 def measure(
@@ -239,12 +246,13 @@ def measure(
     started = time.perf_counter()
     if isinstance(engine, CountedEngine):
         engine.reset_counters()
-    sampler = run.sampler(run.policy, recipe.evaluation.batch, settings.max_length)
-    sampled_before = sampler.tokens_sampled
-    episode = method(sampler, settings) if method else run.agent(sampler, engine, settings).episode
+    player = testing_player(run, settings, engine, method)
     records: list[Scored] = []
+    tokens = 0
 
     def progress(trajectory: Trajectory) -> None:
+        nonlocal tokens
+        tokens += trajectory.policy_tokens
         records.append(score_trajectory(trajectory))
         run.display.update(
             len(records),
@@ -252,12 +260,16 @@ def measure(
             em=fmean(record.em for record in records),
             searches=fmean(record.searches for record in records),
             invalid_actions=fmean(record.invalid_actions for record in records),
-            tokens_per_second=(sampler.tokens_sampled - sampled_before) / (time.perf_counter() - started),
+            tokens_per_second=tokens / (time.perf_counter() - started),
         )
 
-    trajectories = asyncio.run(
-        run_benchmark(episode, questions, recipe.evaluation.batch, recipe.search.failure_threshold, progress)
-    )
+    async def play() -> list[Trajectory]:
+        threshold = recipe.search.failure_threshold
+        played = await run_benchmark(player.episode, questions, len(questions), threshold, progress)
+        await player.finish()
+        return played
+
+    trajectories = asyncio.run(play())
     scored = [score_trajectory(trajectory) for trajectory in trajectories]
     folder.write_trajectories(
         system, ({**t.to_json(), "f1": s.f1, "em": s.em} for t, s in zip(trajectories, scored, strict=True))
@@ -328,8 +340,8 @@ def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> N
     policy = last_policy(folder)
     system = name or ", ".join([policy_name(folder), *overrides])
     title, stages = f"evaluation of {folder.path.name}", [f"evaluation {system}"]
-    with open_display(title, stages, live=recipe.report.live) as display:
-        run = Run(recipe, folder, display)
+    shown = open_display(title, stages, live=recipe.report.live)
+    with shown as display, closing(Run(recipe, folder, display)) as run:
         run.take_policy(policy)
         measure(run, system, run.test_engine, step=steps_done(folder.checkpoints))
     show_results(folder.read_results())

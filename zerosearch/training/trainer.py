@@ -1,4 +1,4 @@
-"""The local trainer: reinforcement learning of one policy in one process."""
+"""The local trainer: reinforcement learning of one policy, which learns in this process."""
 
 import json
 import time
@@ -7,12 +7,7 @@ from typing import Any
 
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.adapters import add_adapters
-from zerosearch.inference.local import BatchSampler
 from zerosearch.inference.models import release_memory
-from zerosearch.search.bm25 import BM25Engine
-from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import CountedEngine, SearchEngine
-from zerosearch.search.mixed import MixedEngine
 from zerosearch.training.ahead import AHEAD, Rollout, Rollouts
 from zerosearch.training.checkpoint import (
     TrainingState,
@@ -22,10 +17,9 @@ from zerosearch.training.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from zerosearch.training.engines import training_engine
 from zerosearch.training.health import Watch, engine_figures, step_figures
 from zerosearch.training.learner import Learner
-from zerosearch.training.recipe_remote import REMOTE
+from zerosearch.training.player import training_player
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run
 
@@ -66,21 +60,15 @@ def _take_steps(run: Run, start: str) -> None:
     ready = load_beside(found[-1], AHEAD) if found else None
     rollout = Rollout.from_json(ready) if ready else None
     order = QuestionOrder(run.train_questions, recipe.seed, rollout.position if rollout else state.position)
-    episodes = training.questions_per_step * training.samples_per_question
-    sampler = run.sampler(policy, min(episodes, recipe.evaluation.batch), recipe.agent.max_length)
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
-    engine = _engine(run, rewards, sampler)
-    agent = run.agent(sampler, engine, run.settings(training=True))
+    player = training_player(run, rewards)
     display.stage(STAGE, training.steps, state.step)
     saved = state.step
 
     async def roll(step: int) -> Rollout:
-        real_calls = _real_calls(run, engine)
-        groups = await run_groups(agent, order, recipe, step)
-        run.lane.forget()  # the update needs the memory, and the next step depends on nothing before
-        release_memory()
-        figures = step_figures(groups) | {"real_searches": float(_real_calls(run, engine) - real_calls)}
-        return Rollout(tuple(groups), order.position, figures | _engine_figures(engine))
+        groups = await run_groups(player, order, recipe, step)
+        figures = step_figures(groups) | engine_figures(await player.finish())
+        return Rollout(tuple(groups), order.position, figures)
 
     with Rollouts(roll, run.lane, rollout) as rollouts:
         for step in range(state.step + 1, training.steps + 1):
@@ -101,7 +89,7 @@ def _take_steps(run: Run, start: str) -> None:
             figures = learner.learn(rollout.groups, step, rollouts.go_on) | rollout.figures
             coming = rollouts.finish()
             release_memory()
-            sampler.take_weights(policy)
+            player.take_weights(policy)
             seconds = time.perf_counter() - started
             figures |= {
                 "rollout_seconds": rollout.seconds,
@@ -158,21 +146,6 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch, coming
     )
 
 
-def _engine(run: Run, rewards: Sequence[float], sampler: BatchSampler) -> CountedEngine | None:
-    return training_engine(
-        run.recipe,
-        lambda: run.simulator(run.schedule(rewards), sampler),
-        lambda kind: run.remote_engine(kind) if kind in REMOTE else BM25Engine(run.corpus, name="training"),
-    )
-
-
-def _real_calls(run: Run, engine: SearchEngine | None) -> int:
-    """Calls so far to real engines: that of the test, and that of training where it is one."""
-    trained_with = engine.real if isinstance(engine, MixedEngine) else engine
-    real = [run.real_engine, *([trained_with] if isinstance(trained_with, CountingEngine) else [])]
-    return sum(int(each.counters()[f"search/{each.name}/calls"]) for each in real)
-
-
 def _rows(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     for group in groups:
         for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
@@ -181,12 +154,3 @@ def _rows(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
 
 def _policy_tokens(groups: Sequence[Group]) -> int:
     return sum(trajectory.policy_tokens for group in groups for trajectory in group.trajectories)
-
-
-def _engine_figures(engine: CountedEngine | None) -> dict[str, float]:
-    """What the engine counted in the step; its counters start again."""
-    if engine is None:
-        return {}
-    counters = engine.counters()
-    engine.reset_counters()
-    return engine_figures(counters)

@@ -25,7 +25,7 @@ from zerosearch.evaluation.benchmark import score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, summarize
 from zerosearch.report.files import JsonLines
 from zerosearch.report.run_folder import RunFolder, code_conditions
-from zerosearch.search.engine import Rate
+from zerosearch.search.engine import Figure, joined
 from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
@@ -123,14 +123,16 @@ class EpisodeBuffer(ReplayBuffer):
         folder.add_system(system, summarize(scored, conditions(recipe, step, counted(tested))))
 
 
-def conditions(recipe: Recipe, step: int, counters: Mapping[str, float]) -> dict[str, Scalar]:
+def conditions(recipe: Recipe, step: int, counters: Mapping[str, Figure]) -> dict[str, Scalar]:
     """What the results of a test within verl were measured under. counters: of the engine of the test."""
     remotes = {"retriever": recipe.search.retriever.url, "serpapi": recipe.search.serpapi.url}
     engine: dict[str, Scalar] = {"corpus": recipe.search.corpus}
     if recipe.evaluation.engine in remotes:
-        asked = {name.rpartition("/")[2]: count for name, count in counters.items()}
+        asked = {name.rpartition("/")[2]: float(count) for name, count in counters.items()}
         engine = {"address": remotes[recipe.evaluation.engine], "date": datetime.now(UTC).date().isoformat()}
-        engine |= {name: asked[name] for name in ("requests", "failed_requests", "cost", "cached") if name in asked}
+        engine |= {
+            name: float(asked[name]) for name in ("requests", "failed_requests", "cost", "cached") if name in asked
+        }
     return {
         "questions": recipe.data.test,
         "engine": recipe.evaluation.engine,
@@ -207,7 +209,7 @@ def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
     ]
     searches = [search for episode in episodes for search in episode.trajectory.searches]
     counters = counted(episodes)
-    real = [count for name, count in counters.items() if name.startswith("search/") and name.endswith("/calls")]
+    real = [float(count) for name, count in counters.items() if name.startswith("search/") and name.endswith("/calls")]
     return {
         **step_figures(groups),
         **engine_figures(counters),
@@ -219,28 +221,14 @@ def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
     }
 
 
-def counted(episodes: Sequence[Episode]) -> dict[str, float]:
+def counted(episodes: Sequence[Episode]) -> dict[str, Figure]:
     """What the engines of all workers counted together, as each said with its last episode."""
     last = {e.fields["worker"]: e.fields["counted"] for e in sorted(episodes, key=_finished)}
-    return joined(list(last.values()))
+    return joined({name: count for name, count in each.items() if name != "episodes"} for each in last.values())
 
 
 def _finished(episode: Episode) -> int:
     return int(episode.fields["counted"].get("episodes", 0))
-
-
-def joined(figures: Sequence[Mapping[str, float | Sequence[float]]]) -> dict[str, float]:
-    """What the engines of several processes counted together. A rate comes as its part and its whole."""
-    sums: dict[str, float] = defaultdict(float)
-    rates: dict[str, Rate] = {}
-    for each in figures:
-        for name, figure in each.items():
-            if isinstance(figure, Sequence):
-                part, whole = rates.get(name, (0.0, 0.0))
-                rates[name] = Rate(part + figure[0], whole + figure[1])
-            elif name != "episodes":
-                sums[name] += figure
-    return sums | {name: float(rate) for name, rate in rates.items()}
 
 
 def _by_group(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:

@@ -63,6 +63,10 @@ def _stages(recipe: Recipe) -> Iterator[str]:
                 f"verl.overrides.{key} is {given}, which verl tells its own buffers only, and not the one that takes "
                 "the figures of a run; remove it"
             )
+    if training.workers > 1:
+        yield (
+            f"training.workers is {training.workers}, but verl starts processes of its own; set training.workers = 1"
+        )
     if recipe.model.sampler != "local":
         yield (
             f'model.sampler is "{recipe.model.sampler}", but on verl verl.rollout says what samples; set model.sampler '

@@ -23,6 +23,7 @@ from zerosearch.training.engines import (
     make_schedule,
     make_simulator,
     policy_start,
+    share,
     simulation_chat,
     simulation_model,
     training_engine,
@@ -126,25 +127,3 @@ def workshop(recipe: str, folder: str, workers: int) -> Workshop:
         sys.path.append(folder)
         _workshops[recipe] = Workshop(share(loaded, workers), RunFolder(Path(loaded.output)).checkpoints)
     return _workshops[recipe]
-
-
-def share(recipe: Recipe, workers: int) -> Recipe:
-    """The recipe with the part of its limits on calls that falls to one of so many processes."""
-    simulation, search = recipe.simulation, recipe.search
-    remotes = {
-        kind: settings.model_copy(
-            update={
-                "concurrency": max(1, settings.concurrency // workers),
-                "rate": settings.rate / workers,
-                "max_calls": settings.max_calls // workers,
-            }
-        )
-        for kind, settings in (("retriever", search.retriever), ("serpapi", search.serpapi))
-    }
-    concurrency = max(1, simulation.concurrency // workers)
-    return recipe.model_copy(
-        update={
-            "simulation": simulation.model_copy(update={"concurrency": concurrency}),
-            "search": search.model_copy(update=remotes),
-        }
-    )
