@@ -96,6 +96,38 @@ def test_d06_mini_batches_are_of_one_size() -> None:
         recipe("training.questions_per_step=5", "algorithm.mini_batches=3")
 
 
+class Adding(torch.optim.SGD):
+    """Sums the gradients of all steps, and takes none."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model.parameters())
+        self.sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for total, parameter in zip(self.sums, self.param_groups[0]["params"], strict=True):
+            total += parameter.grad
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "fixed_length"])
+def test_d06_mini_batches_of_any_size_add_up_to_the_whole_step(aggregation: str) -> None:
+    """Five groups of different sizes in two mini-batches: no token weighs more for standing in the smaller one."""
+    rewards = [[1.0, 0.0, 0.2], [1.0, 0.5], [0.4, 0.1], [0.3, 0.9], [0.2, 0.8]]
+    groups = sampled_groups(tiny.model(vocabulary=len(TOKENS)), rewards)
+    found = []
+    for parts in (1, 2):
+        model = tiny.model(vocabulary=len(TOKENS))
+        adding = Adding(model)
+        made = recipe(
+            f"algorithm.aggregation={aggregation}",
+            "algorithm.kl_coefficient=0",
+            "training.questions_per_step=4",
+            f"algorithm.mini_batches={parts}",
+        )
+        update_policy(model, adding, taught(groups, made), made)
+        found.append(torch.cat([total.flatten() for total in adding.sums]) / parts)
+    assert torch.allclose(*found, atol=1e-6) and found[0].abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("limit", [1, 150, 400])
 def test_d06_a_part_of_a_mini_batch_weighs_by_its_tokens(limit: int) -> None:
     """One part is four fifths and the other a fifth, and the step is that of the whole."""

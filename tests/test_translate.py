@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from zerosearch.errors import UserError
 from zerosearch.training.advantages import token_advantages
+from zerosearch.training.learner import new_optimizer
 from zerosearch.training.loss import policy_loss, token_weights
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_algorithm import PRESETS
@@ -273,6 +274,12 @@ def test_the_learning_rate_goes_as_the_local_trainers(warmup: int) -> None:
         optimiser.step()
         schedule.step()
     assert rates == pytest.approx([0.1 * min(1.0, step / max(1, warmup)) for step in range(1, 13)])
+
+
+def test_both_trainers_have_the_same_optimiser() -> None:
+    keys, local = keys_of(*CPU), new_optimizer(torch.nn.Linear(1, 1), 1e-3).defaults
+    assert tuple(keys[f"{ACTOR}.optim.betas"]) == local["betas"]
+    assert keys[f"{ACTOR}.optim.weight_decay"] == local["weight_decay"]
 
 
 ALGORITHMS = [*((kind, "none") for kind in PRESETS), ("reinforce", "batch"), ("reinforce", "group")]

@@ -15,7 +15,7 @@ from zerosearch.training.experience import Experience
 from zerosearch.training.lessons import Lesson, episodes_of, filled, judged, lessons, measured, worthwhile
 from zerosearch.training.loss import divergence, importance_weights
 from zerosearch.training.recipe import Recipe
-from zerosearch.training.recipe_algorithm import Algorithm
+from zerosearch.training.recipe_algorithm import ADAMW_BETAS, Algorithm
 from zerosearch.training.rollout import Group
 from zerosearch.training.update import update_critic, update_policy
 
@@ -35,12 +35,12 @@ class Learner:
         algorithm, training = recipe.algorithm, recipe.training
         self.kl_coefficient = algorithm.kl_coefficient
         self.policy = policy
-        self.optimizer = _optimizer(policy, training.learning_rate)
+        self.optimizer = new_optimizer(policy, training.learning_rate)
         self._reference = load_model(start).requires_grad_(False) if algorithm.kl_coefficient else None
         self.critic: tuple[Critic, torch.optim.Optimizer] | None = None
         if algorithm.estimator == "critic":
             critic = Critic(load_model(start))
-            self.critic = critic, _optimizer(critic, algorithm.critic.learning_rate)
+            self.critic = critic, new_optimizer(critic, algorithm.critic.learning_rate)
         if training.gradient_checkpointing:
             policy.gradient_checkpointing_enable()
             if self.critic:
@@ -134,6 +134,7 @@ def followed(coefficient: float, kl: float, episodes: int, algorithm: Algorithm)
     return coefficient * (1 + error * episodes / algorithm.kl_horizon)
 
 
-def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+def new_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW over what a model has to learn, without weight decay."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(learned, lr=learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(learned, lr=learning_rate, betas=ADAMW_BETAS, weight_decay=0.0, fused=True)

@@ -18,19 +18,19 @@ class Loss:
     ratios: tuple[float, ...] = ()
 
 
-def token_weights(lengths_E: Tensor, aggregation: str, tokens: int, episodes: int, fixed_length: int) -> Tensor:
+def token_weights(lengths_E: Tensor, aggregation: str, tokens: float, episodes: float, fixed_length: int) -> Tensor:
     """Return what each token's loss counts (W,): the weighted sum over all parts of a mini-batch is its loss.
 
-    lengths_E: tokens of each episode of a part. tokens, episodes: of the whole mini-batch.
+    lengths_E: tokens of each episode of a part. tokens, episodes: of a mini-batch, on the mean over the step's.
 
     `token_mean`: each token the same (DAPO, arXiv 2503.14476, section 3.3). `sequence_mean`: each episode the same
     (GRPO, arXiv 2402.03300, equation 3). `fixed_length`: each token the same by a constant, whatever the lengths
     (Dr. GRPO, arXiv 2503.20783).
     """
     scale_E = {
-        "token_mean": torch.full_like(lengths_E, tokens),
+        "token_mean": torch.full_like(lengths_E, tokens, dtype=torch.float64),
         "sequence_mean": episodes * lengths_E,
-        "fixed_length": torch.full_like(lengths_E, episodes * fixed_length),
+        "fixed_length": torch.full_like(lengths_E, episodes * fixed_length, dtype=torch.float64),
     }[aggregation]
     return (1 / scale_E.double()).repeat_interleave(lengths_E)
 

@@ -14,6 +14,8 @@ Type = Literal[
     "reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "grpo", "dr_grpo", "gspo", "ppo"
 ]
 Estimator = Literal["none", "batch", "group", "leave_one_out", "critic"]
+ADAMW_BETAS = (0.9, 0.999)
+"""Of both trainers. A short memory of the squared gradient lets a quiet stretch be followed by a leap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Algorithm(Section):
     correction_limit: PositiveFloat = 2.0
     """The largest such weight."""
     mini_batches: Positive = 1
-    """Updates per pass over a step's episodes; all are of the same size."""
+    """Updates per pass over a step's episodes, with as many groups each; every token weighs the same in all of them."""
     epochs: Positive = 1
     """Passes over a step's episodes."""
     critic: Critic = Critic()

@@ -15,7 +15,7 @@ from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
 from zerosearch.inference.local import BatchSampler
-from zerosearch.inference.models import load_tokenizer
+from zerosearch.inference.models import load_tokenizer, release_memory
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.inference.vllm import check_installed
 from zerosearch.report.console import open_console
@@ -144,6 +144,7 @@ def tune_simulator(run: Run) -> None:
         _learned(run, STAGE, step, loss)
 
     tune_model(recipe, trees, tokenizer, target, progress, files={TEMPLATE: template_toml(run.template)})
+    release_memory()
     run.folder.add_measurements(simulator_tuning_seconds=round(time.perf_counter() - started, 1))
 
 
@@ -167,6 +168,7 @@ def warm_start(run: Run) -> str:
             warm_start_settings(run),
             lambda step, steps, loss: _learned(run, "warm start", step, loss),
         )
+        release_memory()  # of gradients and moments
         save_model(run.policy, run.tokenizer, target)
         run.folder.add_measurements(warm_start_seconds=round(time.perf_counter() - started, 1))
     else:

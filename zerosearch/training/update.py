@@ -32,9 +32,9 @@ def update_policy(
 ) -> dict[str, float]:
     """Take `algorithm.epochs` passes of `algorithm.mini_batches` optimiser steps and return their figures.
 
-    What a token weighs does not depend on how its mini-batch is split into micro-batches. Observation and prompt
-    tokens are read but never scored. between: called before each micro-batch. whole: all lessons of the step, where
-    `taught` lacks those of no advantage; what a token weighs is as if they were there.
+    What a token weighs depends on the whole step's tokens, not on its mini-batch or micro-batch: a small mini-batch
+    is a small step. Observation and prompt tokens are read but never scored. between: called before each micro-batch.
+    whole: all lessons of the step, where `taught` lacks those of no advantage; a token weighs as if they were there.
     """
     algorithm, temperature = recipe.algorithm, recipe.training.temperature
 
@@ -84,12 +84,13 @@ def _descend(
     norms: list[float] = []
     extremes: list[float] = []
     seen = 0
+    parts = min(algorithm.mini_batches, len(counted)) or 1
+    everything = episodes_of(counted)
+    tokens, episodes = sum(episode.tokens for episode in everything) / parts, len(everything) / parts
     model.train()
     for _ in range(algorithm.epochs):
         for number in range(algorithm.mini_batches):
             batch = taught[number :: algorithm.mini_batches]
-            among = counted[number :: algorithm.mini_batches]
-            tokens, episodes = sum(lesson.policy_tokens for lesson in among), len(episodes_of(among))
             for together in packed(batch, training.micro_batch_tokens):
                 between()
                 experience = Experience.join(episodes_of(together), model.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zerosearch.inference.embedded import model_path
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_algorithm import ADAMW_BETAS
 from zerosearch.training.verl.check import check
 from zerosearch.training.verl.files import Files
 
@@ -296,7 +297,7 @@ def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int) -> Keys:
     settings: Keys = {
         "lr": rate,
         "weight_decay": 0.0,
-        "betas": [0.9, 0.95],
+        "betas": list(ADAMW_BETAS),
         "clip_grad": recipe.training.max_grad_norm,
     }
     if recipe.verl.strategy == "megatron":
