@@ -72,7 +72,7 @@ TRANSLATED: dict[str, list[str]] = {
     "evaluation.trained": ["evaluation.trained=false"],
     "verl.nodes": ["verl.device=cuda", "verl.rollout=vllm", "verl.nodes=2"],
     "verl.gpus_per_node": ["verl.gpus_per_node=2"],
-    "verl.device": ["verl.device=cuda", "verl.rollout=vllm"],
+    "verl.device": ["verl.rollout=vllm", "verl.device=cuda"],
     "verl.strategy": ["verl.device=cuda", "verl.rollout=vllm", "verl.strategy=megatron"],
     "verl.rollout": ["verl.rollout=vllm"],
     "verl.tensor_parallel": ["verl.gpus_per_node=2", "verl.tensor_parallel=2"],
@@ -80,7 +80,7 @@ TRANSLATED: dict[str, list[str]] = {
     "verl.offload": ["verl.offload=true"],
     "verl.workers": ["verl.workers=3"],
     "verl.micro_batch": ["verl.micro_batch=2"],
-    "verl.loggers": ["verl.loggers=[wandb]"],
+    "verl.loggers": ["verl.loggers=wandb"],
     "verl.overrides": ["verl.overrides.trainer.project_name=mine"],
 }
 """What sets a key so that verl is told something else; the last one sets it, those before it make it count."""

@@ -239,7 +239,8 @@ def test_an_installation_announces_the_plugin_that_verl_loads() -> None:
         "from verl.workers.rollout.replica import RolloutReplicaRegistry as found;"
         "print(import_utils.is_trl_available(), 'local' in found._registry)"
     )
-    environment = os.environ | {"VERL_PLATFORM": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"VERL_PLATFORM": "cpu", "PYTHONPATH": path}
     environment.pop("VERL_USE_EXTERNAL_MODULES", None)
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
     assert said.stdout.splitlines()[-1:] == ["False True"], said.stderr
