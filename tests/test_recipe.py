@@ -241,8 +241,11 @@ def test_a_type_fixes_the_defaults_of_its_parts_and_what_is_set_wins(kind: str, 
     assert differing - {"type"} == PRESETS[kind].parts.keys(), "a preset names what differs, and nothing else"
     for name, value in PRESETS[kind].parts.items():
         assert getattr(algorithm, name) == value
-        given = Algorithm.model_validate({"type": kind, name: getattr(plain, name)})
-        assert given == algorithm.model_copy(update={name: getattr(plain, name)})
+        set_apart = {name: getattr(plain, name)}
+        if name == "kl_in":
+            set_apart["kl_estimator"] = "k2"  # that of the type pulls nowhere in the loss
+        given = Algorithm.model_validate({"type": kind, **set_apart})
+        assert given == algorithm.model_copy(update=set_apart)
     recipe = load_recipe(str(path), ["algorithm.critic.clip=0.5"])
     path.write_text(resolved_toml(recipe))
     assert load_recipe(str(path)).algorithm == recipe.algorithm

@@ -164,7 +164,7 @@ def test_searches_by_kind_controls_by_family_times_and_memory_are_shown(
     assert max(map(len, shown.splitlines())) <= columns and "…" not in shown
     assert re.search(r"searches per question, by kind\s*\n.*one hop +two hops +all", shown)
     assert re.search(r"after RL +1\.00 +2\.00 +1\.67", shown)
-    assert shown.count("F1 by family of question") == 3
+    assert shown.count("F1 by family of question") == 4
     assert re.search(r"^peak .* 0\.300 ", shown, re.MULTILINE), "of a control"
     said = " ".join(shown.split())
     assert "Took: reinforcement 16:11, 5.1 GiB of memory at most." in said

@@ -58,7 +58,7 @@ def test_rates_of_unequal_workers_are_those_of_one_worker_that_did_all() -> None
     joint = joined([pages(few, (0, 2)), pages(many, (0, 30), (1, 7))])
     found = {name: float(figure) for name, figure in joint.items()}
     for part in (few, many):
-        for turn, counts in part._counts._turns.items():
+        for turn, counts in part.counts._turns.items():
             for name, amount in counts.items():
                 whole._turns.setdefault(turn, defaultdict(float))[name] += amount
     expected = {name: float(figure) for name, figure in whole.summary("simulator/").items()}

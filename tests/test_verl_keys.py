@@ -92,6 +92,7 @@ REFUSED: dict[str, list[str]] = {
     "training.resample": ["training.resample=1"],
     "training.ahead": ["training.ahead=true"],
     "training.threads": ["training.threads=2"],
+    "training.workers": ["training.workers=2"],
     "algorithm.whiten": ["algorithm.whiten=true"],
     "algorithm.negative": ["algorithm.negative=0.5"],
     "algorithm.llds_coefficient": ["algorithm.llds_coefficient=0.2"],
@@ -112,12 +113,10 @@ CARRIED_OUT: dict[str, tuple[str, ...]] = {
         *("simulation.noise.per", "simulation.noise.share", "simulation.noise.kinds.irrelevant"),
         *("simulation.noise.kinds.near_miss", "simulation.noise.kinds.contradicting"),
         *("agent.max_turns", "agent.max_observation_tokens", "simulation.tuning.enabled"),
-    ),
-    "training/verl/workshop.py": (
         *(f"search.{kind}.{name}" for kind in ("serpapi", "retriever") for name in ("concurrency", "rate")),
         *("search.serpapi.max_calls", "search.retriever.max_calls", "simulation.concurrency"),
-        *("search.corpus", "evaluation.engine"),
     ),
+    "training/verl/workshop.py": ("search.corpus", "evaluation.engine"),
     "training/verl/data.py": ("data.train", "data.test", "data.train_limit", "data.test_limit"),
     "training/verl/buffer.py": ("search.failure_threshold",),
     "training/verl/launch.py": ("verl.time_limit", "report.live", "warm_start.enabled"),
@@ -134,7 +133,8 @@ CARRIED_OUT: dict[str, tuple[str, ...]] = {
     "training/health.py": (
         *(f"health.{name}" for name in ("patience", "max_kl", "min_entropy", "max_gradient_norm", "min_reward")),
         *("health.max_invalid_actions", "health.max_truncated_turns", "health.max_empty_pages"),
-        *("health.max_repetition", "health.reward_steps"),
+        *("health.max_repetition", "health.reward_steps", "health.max_clip_fraction", "health.max_ratio"),
+        *("health.max_groups_without_spread", "health.max_policy_tokens", "health.min_searches"),
     ),
     "training/simulator/tune.py": (
         *("simulation.tuning.lora.rank", "simulation.tuning.lora.alpha", "simulation.tuning.save_every"),

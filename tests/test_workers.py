@@ -258,8 +258,8 @@ def test_a_worker_gets_its_part() -> None:
         (["training.ahead=true"], r"training\.ahead samples in the process that learns"),
         (["lora.rank=4"], r"adapters \(lora\.rank\) are not shared"),
         (["model.sampler=vllm"], "vLLM has processes of its own"),
-        (["evaluation.engine=serpapi"], "counts of serpapi are those of one process"),
-        (["search.type=mixed", "search.mixed.real=retriever"], "counts of retriever are those of one process"),
+        (["evaluation.engine=serpapi"], "the limits and counts of serpapi are those of one process"),
+        (["search.type=mixed", "search.mixed.real=retriever"], "the limits and counts of retriever are those of one process"),
     ],
 )
 def test_what_needs_one_process_is_refused(more: list[str], why: str) -> None:

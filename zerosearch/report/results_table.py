@@ -27,7 +27,7 @@ from zerosearch.report.text import duration, visible
 KINDS = {"one_hop": "one hop", "two_hop": "two hops", "comparison": "comparison"}
 
 WIDE = 80
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 3
 """Systems in one table of families."""
 SHORT = {"comparison": "compare", "substring EM": "sub. EM"}
 UNSAID = ("packages",)

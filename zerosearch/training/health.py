@@ -211,7 +211,8 @@ class Watch:
 
     def _troubles(self) -> Iterator[Trouble]:
         known = {alarm.figure for alarm in ALARMS}
-        others = (name for name, value in self._rows[-1].items() if value is None or isinstance(value, float))
+        newest = self._rows[-1] if self._rows else {}
+        others = (name for name, value in newest.items() if value is None or isinstance(value, float))
         finite = (Alarm("", name) for name in others if name not in known and not name.startswith(UNWATCHED))
         for alarm in (*ALARMS, *finite):
             yield from self._beyond(alarm)

@@ -64,12 +64,12 @@ def train(recipe: Recipe) -> None:
         start = warm_start(run)
         if recipe.warm_start.enabled and recipe.evaluation.warm_start:
             evaluate_policy(run, WARM_START)
-        finished = steps_done(folder.checkpoints) == recipe.training.steps
-        tested = finished and TRAINED in folder.read_results().systems
-        if recipe.training.steps and not tested:
+        steps = recipe.training.steps
+        tested = steps_done(folder.checkpoints) == steps and TRAINED in folder.read_results().systems
+        if steps and not tested:
             trainer.reinforce(run, start)
         if recipe.evaluation.trained and not tested:
-            measure(run, TRAINED, run.test_engine, step=recipe.training.steps)
+            evaluate_policy(run, TRAINED, steps)
         folder.add_peak_memory()
     report(recipe, folder)
 
@@ -208,16 +208,17 @@ def _learned(run: Run, stage: str, step: int, loss: float) -> None:
     run.display.update(step, loss=loss)
 
 
-def evaluate_policy(run: Run, system: str) -> None:
-    """Measure the policy as it is now with the real engine on the test questions, unless that is done.
+def evaluate_policy(run: Run, system: str, step: int = 0) -> None:
+    """Measure the policy of that step with the real engine on the test questions, unless that is done.
 
     Raises:
         RunError: too many searches failed, or a worker has ended.
     """
-    if system in run.folder.read_results().systems:
+    found = run.folder.read_results().systems.get(system)
+    if found and found.conditions.get("step", step) == step:
         return
     try:
-        measure(run, system, run.test_engine)
+        measure(run, system, run.test_engine, step=step)
     except RunError as error:
         raise RunError(
             f"{str(error).rstrip('.')}; what was done before this evaluation is kept: go on with the same command and "
