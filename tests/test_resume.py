@@ -186,7 +186,7 @@ def read_everything(run: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_run_killed_at_twenty_moments_ends_with_the_same_bits(model: Path, tmp_path: Path) -> None:
     given = ["evaluation.untrained=false", "evaluation.warm_start=false", "data.test_limit=1"]
-    given += ["training.steps=8", "training.save_every=2", "training.keep=2"]
+    given += ["training.steps=8", "training.save_every=2"]
     expected = carry_out(model, tmp_path / "unbroken", *given)
 
     def kill_again_and_again(chain: int) -> list[Path]:
