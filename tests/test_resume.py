@@ -153,7 +153,6 @@ CALLS = {
     "updating": 2,
     "checkpointing": 3,
     "putting in place": 4,
-    "deleting": 1,
     "half a line": 4,
 }
 """At most how often a place is called before the process dies there: about what two steps call it."""
@@ -162,7 +161,7 @@ CALLS = {
 def deaths(chain: int) -> list[tuple[str, int, float]]:
     """Ten moments by chance: where, at which call, and how many seconds later."""
     generator = random.Random(chain)
-    places = [*CALLS, *generator.sample(sorted(CALLS), 3)]
+    places = [*CALLS, *generator.sample(sorted(CALLS), 4)]
     generator.shuffle(places)
     return [
         (place, generator.randint(1, CALLS[place]), generator.choice((0.0, 0.05)) * generator.random())
@@ -210,6 +209,20 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_bits(model: Path, tmp
         assert bits(run) == bits(expected)
         assert rows(run) == rows(expected)
         assert trajectories(run) == trajectories(expected)
+
+
+def test_a_run_killed_while_it_deletes_a_checkpoint_ends_with_the_same_bits(model: Path, tmp_path: Path) -> None:
+    given = [*ONLY_RL, "search.type=bm25", "data.test_limit=1"]
+    expected = carry_out(model, tmp_path / "unbroken", *given)
+    run = tmp_path / "run"
+    process = start(model, run, ("deleting", 1, 0.0), *given)
+    said, errors = process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGKILL and "dying while deleting" in said, errors
+    read_everything(run)
+    assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-000002"]
+    carry_out(model, run, "resume=true", *given)
+    assert bits(run) == bits(expected) and rows(run) == rows(expected)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"], "what was left is swept"
 
 
 @pytest.mark.slow
