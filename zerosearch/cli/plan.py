@@ -87,7 +87,7 @@ def _reinforcement(recipe: Recipe) -> list[str]:
         f"{_times(training.steps, 'step')} of {training.questions_per_step} questions{again} "
         f"x {training.samples_per_question} samples = {per_step * training.steps} episodes{at_most}; "
         f"{searches}{', sampled a step ahead' if training.ahead else ''}"
-        f"{f', in {training.workers} processes' if training.workers > 1 else ''}"
+        f"{f', played in {training.workers} processes' if training.workers > 1 else ''}"
     ]
 
 
