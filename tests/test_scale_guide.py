@@ -61,7 +61,7 @@ def test_the_batch_job_starts_ray_before_it_trains_and_runs_each_on_its_node(tmp
     assert "two ray start --address=one:6379 --block" in called
     assert called[-1].startswith("one zerosearch train qwen2.5-7b-base extends=two-nodes")
     assert "simulation.url=http://three:6001/v1" in called[-1]
-    assert called[-2].startswith("one zerosearch doctor qwen2.5-7b-base")
+    assert any(line.startswith("one zerosearch doctor qwen2.5-7b-base") for line in called[:-1])
 
 
 def test_the_kubernetes_objects_fit_each_other_and_the_recipe() -> None:

@@ -284,8 +284,9 @@ def test_a_page_is_asked_for_once_in_a_step_of_training_and_outside_once_at_a_ti
         assert len(server.asked) == 8, "outside of training only what is under way is shared"
     with Scripted(Answer(status=400), Answer(body)) as server:
         engine = make(server.url)
-        first, second = asked(engine, 1, 1)[:4:3]
-        assert first.error and second.documents, "what failed is asked for again"
+        pages = asked(engine, 1, 1)
+        assert any(page.error for page in pages[:3]), "one of the two queries"
+        assert all(page.documents for page in pages[3:]), "what failed is asked for again"
 
 
 @BOTH

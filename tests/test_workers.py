@@ -259,7 +259,7 @@ def test_a_worker_gets_its_part() -> None:
         (["lora.rank=4"], r"adapters \(lora\.rank\) are not shared"),
         (["model.sampler=vllm"], "vLLM has processes of its own"),
         (["evaluation.engine=serpapi"], "the limits and counts of serpapi are those of one process"),
-        (["search.type=mixed", "search.mixed.real=retriever"], "the limits and counts of retriever are those of one process"),
+        (["search.type=mixed", "search.mixed.real=retriever"], "the limits and counts of retriever are those of one"),
     ],
 )
 def test_what_needs_one_process_is_refused(more: list[str], why: str) -> None:
