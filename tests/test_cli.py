@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from test_original import LINE
 
 from zerosearch import __version__
 from zerosearch.agent.trajectory import Trajectory
@@ -206,8 +207,8 @@ def test_other_commands_that_go_on_say_so(zerosearch: Command, monkeypatch: pyte
     finished = zerosearch("eval", "runs/world-0", "--controls")
     assert (finished.code, finished.err) == (130, "interrupted; give the same command again to go on\n")
     monkeypatch.setattr(original, "carry_out", interrupt)
-    said = zerosearch("original", "grpo", "TOTAL_STEPS", "203", "seed=1").err
-    assert said.endswith(" original grpo TOTAL_STEPS 203 seed=1 resume=true\n")
+    said = zerosearch("original", "grpo", *LINE.split(), "seed=1").err
+    assert said.endswith(f" original grpo {LINE} seed=1 resume=true\n")
 
 
 def test_a_file_is_written_into_a_folder_that_is_there(zerosearch: Command, tmp_path: Path) -> None:

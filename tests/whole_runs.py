@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.recipe_file import load_recipe
-from zerosearch.training.run import Run
 from zerosearch.training.stages import train
 
 SMALL = [
