@@ -130,6 +130,7 @@ def test_nothing_is_left_behind(grpo: Finished) -> None:
     assert segments() <= SEGMENTS
 
 
+@pytest.mark.slow
 def test_ppo_of_two_ranks_is_interrupted_after_two_steps_and_goes_on(
     model: Path, tmp_path: Path, server: ChatProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
