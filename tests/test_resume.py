@@ -219,10 +219,11 @@ def test_a_run_killed_while_it_deletes_a_checkpoint_ends_with_the_same_bits(mode
     said, errors = process.communicate(timeout=100)
     assert process.returncode == -signal.SIGKILL and "dying while deleting" in said, errors
     read_everything(run)
-    assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-000002"]
+    assert checkpoints(run / "checkpoints"), "a whole one is there"
     carry_out(model, run, "resume=true", *given)
     assert bits(run) == bits(expected) and rows(run) == rows(expected)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"], "what was left is swept"
+    left, kept = (sorted(path.name for path in (each / "checkpoints").iterdir()) for each in (run, expected))
+    assert left == kept, "what was left is swept"
 
 
 @pytest.mark.slow
