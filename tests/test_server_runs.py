@@ -8,6 +8,7 @@ from chat_process import ChatProcess
 from whole_runs import ONLY_RL, arguments, carry_out, results, rows, trajectories
 
 from zerosearch.cli.main import run as command
+from zerosearch.inference.endpoints import Endpoint, Endpoints
 from zerosearch.simulation.template import load_template
 from zerosearch.training.checkpoint import checkpoints
 
@@ -58,6 +59,15 @@ def pages_of(run: Path, last_step: int = 3) -> int:
             if t["step"] <= last_step
         }
     )
+
+
+def first_asked(question: str, *servers: ChatProcess) -> ChatProcess:
+    """Which server a question's pages come from depends on the servers' addresses, and so on their ports."""
+
+    async def unused(_: Endpoint) -> None: ...
+
+    chosen = Endpoints([server.url for server in servers], 1.0, unused).free(group=question)
+    return next(server for server in servers if chosen and server.url == chosen.url)
 
 
 def test_what_the_server_is_asked(unbroken: Unbroken) -> None:
@@ -136,8 +146,10 @@ def test_a_run_does_not_notice_that_one_of_its_two_servers_dies(
     model: Path, unbroken: Unbroken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
+    searched = next(each for each in trajectories(unbroken[0]) if each["searches"])
     with ChatProcess() as one, ChatProcess() as other:
-        one.do("well", "well", then="die", probes=False)
+        victim = first_asked(searched["question"]["text"], one, other)
+        victim.do(then="die", probes=False)
         assert train(capsys, model, run, f"simulation.url={one.url},{other.url}") == (0, "")
     ends_like(run, unbroken[0])
     for row in rows(run):
