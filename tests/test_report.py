@@ -13,7 +13,7 @@ from scores import scored, system
 
 from zerosearch.agent.trajectory import Search, Trajectory
 from zerosearch.agent.trajectory import Segment as TokenSegment
-from zerosearch.data import Question
+from zerosearch.data import Hop, Question
 from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.results import (
     CLOSED_BOOK,
@@ -245,6 +245,26 @@ def test_three_examples_are_picked() -> None:
     picked = pick_examples([shallow, silent, wrong, deep, right, example()])
     assert [each for _, each in picked] == [right, deep, wrong]
     assert pick_examples([silent]) == [("a failure", silent)]
+
+
+def test_a_straight_success_is_picked_before_an_earlier_one() -> None:
+    lucky, straight = example("two_hop", searches=2), replace(example("two_hop", searches=2), straight=True)
+    assert pick_examples([lucky, straight]) == [("two hops, right", straight)]
+
+
+@pytest.mark.parametrize(
+    ("queries", "straight"),
+    [
+        (["The Garden author", "Ann Lee birthplace"], True),
+        (["The Garden author", "Ann Lee country"], False),
+        (["The Garden author", "The Garden author", "Ann Lee birthplace"], False),
+    ],
+)
+def test_straight_is_a_search_for_each_hop_in_the_words_of_the_record(queries: list[str], straight: bool) -> None:
+    hops = (Hop("The Garden", "author", ("Ann Lee",)), Hop("Ann Lee", "birthplace", ("Ulm",)))
+    question = Question("1", "Where was the author of The Garden born?", ("Ulm",), "world", hops=hops)
+    trajectory = Trajectory(question, searches=[Search(query, None, 3, 0.1) for query in queries], answer="Ulm")
+    assert Example.of(trajectory, scored(1, 1.0, "two_hop", len(queries))).straight == straight
 
 
 def test_a_right_episode_of_any_kind_is_an_example() -> None:

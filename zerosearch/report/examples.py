@@ -55,7 +55,11 @@ class PlainSegment:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An episode with its scores. `noise` has the label of each page, in order; it may be shorter."""
+    """An episode with its scores.
+
+    noise: the label of each page, in order; it may be shorter. straight: one search for each hop of the question's
+    record, in the record's words.
+    """
 
     question: str
     golden_answers: Sequence[str]
@@ -63,6 +67,7 @@ class Example:
     segments: Sequence[Segment]
     scored: Scored
     noise: Sequence[Noise | None] = ()
+    straight: bool = False
 
     @classmethod
     def of(cls, trajectory: Trajectory, scored: Scored) -> "Example":
@@ -74,7 +79,15 @@ class Example:
             segments=trajectory.segments,
             scored=scored,
             noise=[search.noise for search in trajectory.searches],
+            straight=_is_straight(trajectory),
         )
+
+
+def _is_straight(trajectory: Trajectory) -> bool:
+    hops, searches = trajectory.question.hops, trajectory.searches
+    return len(hops) == len(searches) and all(
+        hop.subject in search.query and hop.relation in search.query for hop, search in zip(hops, searches, strict=True)
+    )
 
 
 def pick_examples(examples: Iterable[Example]) -> list[tuple[str, Example]]:
@@ -82,9 +95,10 @@ def pick_examples(examples: Iterable[Example]) -> list[tuple[str, Example]]:
 
     The sorts: a one-hop success, a two-hop success with at least two searches, and a failure (rather one with
     a wrong answer than one without). Where no question of these kinds is answered, any success takes their place.
+    Straight successes come first: a right answer may have been reached by wrong steps.
     """
     examples = list(examples)
-    right = [e for e in examples if e.scored.em == 1]
+    right = sorted((e for e in examples if e.scored.em == 1), key=lambda e: not e.straight)
     one_hop = next((e for e in right if e.scored.kind == "one_hop"), None)
     two_hop = next((e for e in right if e.scored.kind == "two_hop" and e.scored.searches >= 2), None)
     other = None if one_hop or two_hop else next(iter(right), None)

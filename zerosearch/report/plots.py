@@ -86,14 +86,9 @@ def smoothed(values: list[float], window: int) -> list[float]:
 
 def _draw_reward(axis: Any, rows: list[dict[str, Any]], results: Results) -> None:
     steps, rewards = _series(rows, "reward")
-    axis.plot(steps, rewards, "o", color=BLUE, alpha=0.35, markersize=4.5, markeredgewidth=0)
-    axis.plot(
-        steps,
-        smoothed(rewards, max(5, len(rewards) // 5)),
-        color=BLUE,
-        linewidth=2.2,
-        label="reward per step",
-    )
+    around = max(5, len(rewards) // 5)
+    axis.plot(steps, rewards, "o", color=BLUE, alpha=0.35, markersize=4.5, markeredgewidth=0, label="reward of a step")
+    axis.plot(steps, smoothed(rewards, around), color=BLUE, linewidth=2.2, label=f"mean of {around} steps")
     before = WARM_START if WARM_START in results.systems else UNTRAINED
     for name, said, line in ((before, "before RL", (0, (5, 3))), (TRAINED, "after RL", "-")):
         if name not in results.systems:
