@@ -1,5 +1,6 @@
 """What all tests share: the published data where it is there, and how many tests went without it."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} takes shared_data without the marker shared_data")
         if item.get_closest_marker("shared_data") and not DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no published data in {DATA}"))
+
+
+def pytest_collection_finish() -> None:
+    """Runs collect garbage after every step: what the tests imported need not be looked through each time."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
