@@ -61,6 +61,7 @@ def test_turns_come_back_as_they_were(turns: list[SearchTurn], tmp_path_factory:
         ("Title: Fog Text:  Fog is a book.", "Fog", "Fog is a book."),
         ('"Title: Fog Text:  Fog is a ""dark"" book."', "Fog", 'Fog is a "dark" book.'),
         ("Fog   Fog is a book.", "Fog", "Fog is a book."),
+        ('"Fog", he said.', "", '"Fog", he said.'),
         ('"Fog" Smith\nHe wrote.', '"Fog" Smith', "He wrote."),
         ("Fog is a book.", "", "Fog is a book."),
         ("", "", ""),
