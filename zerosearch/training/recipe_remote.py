@@ -35,7 +35,7 @@ class Retriever(Remote):
     """A retriever behind `POST /retrieve`: `search.type` or `evaluation.engine` is `retriever`."""
 
     url: str = "http://127.0.0.1:8000/retrieve"
-    """Its address. A bearer token is taken from the environment variable ZEROSEARCH_TOKEN, and sent to no other."""
+    """Its address, without a query. A bearer token is taken from the environment variable ZEROSEARCH_TOKEN."""
     protocol: Literal["search-r1", "zerosearch"] = "search-r1"
     """`search-r1` (`queries`, `topk`, `return_scores`) or `zerosearch` (`query`, `top_k`)."""
 
