@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"\s#.*\b(needs|takes) ")
-FOREIGN = re.compile(r"""pip install [^`\n]*?["' ]zerosearch\b""")
+FOREIGN = re.compile(r"""pip install\b[^`\n]*["' ]zerosearch\b""")
 VARIABLE = re.compile(r"[A-Z_]+=")
 SERVERS = {
     "vllm serve": {
