@@ -223,7 +223,8 @@ def test_a_path_may_begin_in_the_home_folder(key: str, monkeypatch: pytest.Monke
         for table in tables:
             found = getattr(found, table)
         assert getattr(found, name) == expected
-    assert "home folder that is not known" in mistake(f"{key}=~nobody-of-that-name/x.jsonl")
+    said = mistake(f"{key}=~nobody-of-that-name/x.jsonl")
+    assert f'{key} is "~nobody-of-that-name/x.jsonl"; set it to a path in a home folder that is known' in said
 
 
 @pytest.mark.parametrize("kind", LATER_SEARCH_TYPES)

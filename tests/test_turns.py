@@ -24,7 +24,7 @@ QUESTIONS = st.builds(
     WORDS,
     st.just("two_hop"),
     st.just("f"),
-    st.lists(st.builds(Hop, TEXT, TEXT, st.lists(TEXT, max_size=2).map(tuple)), max_size=2).map(tuple),
+    st.lists(st.builds(Hop, TEXT, TEXT, st.lists(TEXT, min_size=1, max_size=2).map(tuple)), max_size=2).map(tuple),
 )
 LABELS = st.sampled_from(["useful", "noisy", None])
 TURNS = st.builds(

@@ -17,6 +17,7 @@ from zerosearch.training.recipe_section import (
     Count,
     FilePath,
     FiniteFloat,
+    NonEmptyPath,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -33,9 +34,9 @@ FETCHING = ("timeout", "retries", "outage", "cache", "offline")
 class Model(Section):
     """The policy: the model that is trained."""
 
-    name: Annotated[FilePath, Field(min_length=1)] = "embedded"
+    name: NonEmptyPath = "embedded"
     """`embedded` (SmolLM2-135M-Instruct from the package registry), a hub id or a local folder."""
-    prompt: Annotated[FilePath, Field(min_length=1)] = "chat"
+    prompt: NonEmptyPath = "chat"
     """`chat` (instruct models), `completion` (base models), or a file: a set with a `prompt` column, a saved prompt."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the forward and backward pass; weights stay float32. `auto` takes bfloat16 where it is fast."""
@@ -58,9 +59,9 @@ class Model(Section):
 class Data(Section):
     """The questions."""
 
-    train: Annotated[FilePath, Field(min_length=1)] = "world"
+    train: NonEmptyPath = "world"
     """Training questions: `world`, a .parquet or .jsonl file, a folder that holds `train.jsonl`, or a hub name."""
-    test: Annotated[FilePath, Field(min_length=1)] = "world"
+    test: NonEmptyPath = "world"
     """Test questions: `world`, a .parquet or .jsonl file, a folder that holds `test.jsonl`, or a hub name."""
     train_limit: Count = 0
     """Training questions used, the same for every seed; 0 = all."""
@@ -86,7 +87,7 @@ class Search(Section):
     """`simulated` (written by a language model), `bm25`, `retriever`, `serpapi` (real ones), `mixed` or `none`."""
     k: Positive = 3
     """Documents on a page."""
-    corpus: Annotated[FilePath, Field(min_length=1)] = "world"
+    corpus: NonEmptyPath = "world"
     """Passages of the real engine: `world`, a .jsonl or .jsonl.gz file, or a folder of `zerosearch search index`."""
     failure_threshold: Share = 0.1
     """The run stops when more than this share of the episodes of a step or a test end because a search failed."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 def _from_home(path: str) -> str:
@@ -11,10 +12,11 @@ def _from_home(path: str) -> str:
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
-        raise ValueError(f'"{path}" begins in a home folder that is not known; write the whole path') from None
+        raise PydanticCustomError("home", "a path in a home folder that is known") from None
 
 
 FilePath = Annotated[str, AfterValidator(_from_home)]
+NonEmptyPath = Annotated[str, Field(min_length=1), AfterValidator(_from_home)]
 """Text that names a file or a folder, or may name one."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
