@@ -40,11 +40,12 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"\s#.*\b(needs|takes) ")
+FOREIGN = re.compile(r"""pip install\b[^`\n]*["' ]zerosearch\b""")
 VARIABLE = re.compile(r"[A-Z_]+=")
 SERVERS = {
     "vllm serve": {
         *("--host", "--port", "--max-model-len", "--served-model-name", "--gpu-memory-utilization"),
-        *("--tensor-parallel-size", "--data-parallel-size"),
+        *("--tensor-parallel-size", "--data-parallel-size", "--default-chat-template-kwargs"),
     },
     "python -m sglang.launch_server": {
         *("--model-path", "--host", "--port", "--tp", "--dp", "--context-length", "--mem-fraction-static"),
@@ -175,8 +176,9 @@ def parse(commands: typer.Typer, *arguments: str) -> str:
 
 
 def check_extras(wanted: str) -> str:
+    assert not FOREIGN.search(f"pip install {wanted}"), f"PyPI's zerosearch is another project: {wanted}"
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(re.findall(r"[\w-]+", wanted)) - {"zerosearch"} <= set(known), wanted
+    assert set(re.findall(r"[\w-]+", wanted)) <= set(known), wanted
     return ""
 
 
@@ -195,6 +197,23 @@ def test_what_a_document_says_works(document: Path, reader: Reader) -> None:
     reader.read(document.read_text("utf-8"))
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_document_installs_from_the_clone(document: Path) -> None:
+    """PyPI's zerosearch is another project."""
+    assert FOREIGN.findall(document.read_text("utf-8")) == []
+
+
+def test_what_would_install_the_other_project_is_found() -> None:
+    for line in ("pip install zerosearch", 'pip install "zerosearch[a]"', "`pip install -U 'zerosearch[a,b]'`"):
+        assert FOREIGN.search(line), line
+    for line in (
+        'pip install -e ".[a]"',
+        "`pip install vllm`, and zerosearch serves",
+        "pip install -e .\nzerosearch view",
+    ):
+        assert not FOREIGN.search(line), line
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -209,7 +228,8 @@ def test_what_a_document_says_works(document: Path, reader: Reader) -> None:
         "zerosearch eval runs/world-0 evaluation.kk=3  # takes long",
         "zerosearch view runs/world-9",
         "make nothing-of-the-sort",
-        'pip install "zerosearch[nothing]"  # needs the network',
+        'pip install -e ".[nothing]"  # needs the network',
+        'pip install "zerosearch[local]"  # needs the network',
         "vllm serve some/model --fast  # needs a GPU",
         "python nowhere.py  # needs a GPU",
         "python nowhere.py",

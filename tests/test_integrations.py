@@ -65,7 +65,7 @@ def test_an_adapter_without_its_framework_is_one_sentence(name: str) -> None:
     said = python(code, name)
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith(f"the adapter for {name} cannot import {name}")
-    assert f'run pip install "zerosearch[{name}]"' in said.stdout
+    assert f'run pip install -e ".[{name}]" in the clone' in said.stdout
     assert said.stdout.count("\n") == 1
 
 

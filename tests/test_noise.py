@@ -4,6 +4,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from zerosearch.data.world import build_world
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.search.engine import Page, SearchRequest
-from zerosearch.simulation.distractors import Distractors
+from zerosearch.simulation.distractors import TRIES, Distractors, _walk
 from zerosearch.simulation.noise import KINDS, Dial, Label, draw_labels
 from zerosearch.simulation.quality import Wanted, Written, entities, faults, foreign, holds_answer, misses
 from zerosearch.simulation.schedule import ConstantNoise, draw_noise
@@ -135,6 +137,19 @@ def test_samples_groups_and_turns_differ() -> None:
 
 
 # Distractors
+
+
+def test_a_draw_looks_at_so_many_candidates_in_a_row_and_at_no_other_one() -> None:
+    class Noted(list[int]):
+        def __getitem__(self, place: Any) -> Any:
+            assert isinstance(place, int), "nothing is copied"
+            return super().__getitem__(place)
+
+    for count in (0, 1, 7, 49, 50, 51, 200):
+        found = list(_walk(Noted(range(count)), "place", count))
+        assert len(found) == min(count, TRIES)
+        assert all(after == (before + 1) % count for before, after in pairwise(found))
+    assert len({next(_walk(range(200), place)) for place in range(50)}) > 30
 
 
 @given(st.integers(0, 10_000))
@@ -349,11 +364,21 @@ def test_nobody_judges_what_there_is_no_answer_to_withhold_from(monkeypatch: pyt
     for query in ("one", "two", "two", "one"):
         search(engine, query, PLAIN, step=len(judge.requests))
     assert len(judge.requests) == 3, "only so many verdicts are kept"
+    search(engine, "one", replace(PLAIN, text="Another question?"))
+    assert len(judge.requests) == 4, "a verdict belongs to the question as it is"
 
 
 @pytest.mark.parametrize(
     ("reply", "tells", "unclear"),
-    [("STEP", False, 0), ("Answer.", True, 0), ("**ANSWER**", True, 0), ("answer or step", False, 1), ("", False, 1)],
+    [
+        ("STEP", False, 0),
+        ("Answer.", True, 0),
+        ("**ANSWER**", True, 0),
+        ("answer or step", False, 1),
+        ("", False, 1),
+        ("<think>\nIs it a step? No.\n</think>\n\nANSWER", True, 0),
+        ("<think>\nThe ANSWER", False, 1),
+    ],
 )
 def test_a_judge_says_which_queries_ask_for_the_answer(reply: str, tells: bool, unclear: int) -> None:
     chat, judge = Writer(), Writer(reply)
@@ -362,6 +387,7 @@ def test_a_judge_says_which_queries_ask_for_the_answer(reply: str, tells: bool, 
         search(engine, question=PLAIN, turn=turn)
     assert ("Answer: Lagos" in told(chat)[0]) == tells
     assert len(judge.requests) == 1, "a verdict is kept"
+    assert judge.requests[0].max_tokens > 256, "room for a thought"
     assert engine.counters()["simulator/unclear_verdicts"] == unclear
     assert engine.counters()["simulator/aimless_pages"] == (0 if tells else 2)
     assert PLAIN.text in told(judge)[0] and "silver anchor founder" in told(judge)[0]

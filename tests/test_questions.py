@@ -204,6 +204,10 @@ def test_more_than_one_percent_left_out_is_an_error(tmp_path: Path) -> None:
         (record(question=["Who?"]), "`question` in line 2 of .*a.jsonl is no text"),
         (record(hops={}), "`hops` in line 2 of .*a.jsonl is no list"),
         (record(hops=[{"subject": "x"}]), "a hop in line 2 of .*a.jsonl lacks"),
+        (
+            record(hops=[{"subject": "x", "relation": "y", "answers": []}]),
+            "a hop in line 2 of .*a.jsonl lacks .*complete or remove it",
+        ),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: Any, sentence: str) -> None:
@@ -281,7 +285,7 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install \"zerosearch\[hub\]\""):
+    with pytest.raises(UserError, match=r'run pip install -e "\.\[hub\]" in the clone, or give a path'):
         load_questions("owner/questions")
 
 
@@ -294,10 +298,12 @@ def test_a_corpus(tmp_path: Path, name: str) -> None:
         tmp_path / name,
         {"id": "a", "title": "Ann Lee", "text": "Ann Lee was a poet."},
         {"id": 7, "contents": '"The "Big" Tree"\nIt was big.\nVery.'},
+        {"id": 8, "contents": "The tree fell in 1931."},
     )
     assert load_corpus(path) == [
         Document("Ann Lee", "Ann Lee was a poet.", "a"),
         Document('The "Big" Tree', "It was big.\nVery.", "7"),
+        Document("", "The tree fell in 1931.", "8"),
     ]
 
 

@@ -14,6 +14,7 @@ from zerosearch.training.learner import followed
 from zerosearch.training.recipe import LATER_SEARCH_TYPES, Recipe
 from zerosearch.training.recipe_algorithm import PRESETS, Algorithm
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
+from zerosearch.training.verl.absolute import FOUND, MADE
 
 KEYS_OF_TEXT = ["model.name", "output", "simulation.template", "data.train"]
 
@@ -184,7 +185,11 @@ def test_an_unknown_key_in_a_file_is_named_too(tmp_path: Path) -> None:
         (["simulation.url=http://localhost:8000/v1"], ["simulation.tuning.enabled", "cannot be tuned"]),
         (
             ["simulation.url=https://me:word@host/v1"],
-            ["simulation.url holds a user name", "OPENAI_API_KEY"],
+            ["simulation.url holds a name or a password", "OPENAI_API_KEY"],
+        ),
+        (
+            ["simulation.url=https://host/v1?key=me:word@host"],
+            ["simulation.url holds a query", "OPENAI_API_KEY"],
         ),
         (
             ["simulation.mode=self", "simulation.tuning.enabled=false", "simulation.cache=pages"],
@@ -207,6 +212,19 @@ def test_an_impossible_value_says_where_and_what_to_do(given: list[str], words: 
     for word in words:
         assert word in sentence
     assert "me:word" not in sentence
+
+
+@pytest.mark.parametrize("key", [*FOUND, *MADE])
+def test_a_path_may_begin_in_the_home_folder(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    *tables, name = key.split(".")
+    for path, expected in [("~/my/file.jsonl", "/home/ann/my/file.jsonl"), ("./my~file.jsonl", "./my~file.jsonl")]:
+        found: Any = load_recipe("world", [f"{key}={path}"])
+        for table in tables:
+            found = getattr(found, table)
+        assert getattr(found, name) == expected
+    said = mistake(f"{key}=~nobody-of-that-name/x.jsonl")
+    assert f'{key} is "~nobody-of-that-name/x.jsonl"; set it to a path in a home folder that is known' in said
 
 
 @pytest.mark.parametrize("kind", LATER_SEARCH_TYPES)

@@ -20,14 +20,17 @@ from servers import Answer, Scripted
 
 from zerosearch.cli.main import run
 from zerosearch.errors import UserError
+from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.counting import CountingEngine
 from zerosearch.serving.engines import _model, open_recipe, recipe_engine
 from zerosearch.serving.server import is_loopback
+from zerosearch.training.recipe_file import load_recipe, resolved_toml
 
 ROOT = Path(__file__).parents[1]
 PAGE = "Doc 1(Title: A) Made in 1931.\nDoc 2(Title: B) x.\nDoc 3(Title: C) y."
 CHOICE = {"index": 0, "message": {"role": "assistant", "content": PAGE}, "finish_reason": "stop"}
 COMPLETION = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [CHOICE]}
+TOKENS = ("ZEROSEARCH_SERVE_TOKEN", "ZEROSEARCH_TOKEN")
 PROMPTED = ["--recipe", "world", "simulation.mode=prompt", "simulation.tuning.enabled=false", "simulation.model=m"]
 
 
@@ -44,9 +47,9 @@ class Served:
 @contextmanager
 def served(*arguments: str, **environment: str) -> Iterator[Served]:
     command = [sys.executable, "-m", "zerosearch", "serve", "--port", "0", *arguments]
-    surroundings = {name: value for name, value in os.environ.items() if name != "ZEROSEARCH_TOKEN"} | environment
+    own = {name: value for name, value in os.environ.items() if name not in TOKENS}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=surroundings
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=own | environment
     )
     assert process.stdout and process.stderr
     said = process.stdout.readline()
@@ -69,7 +72,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_a_corpus_is_served_with_a_token_on_every_address_and_ends_well() -> None:
-    with served("--corpus", "world", "--host", "0.0.0.0", ZEROSEARCH_TOKEN="tk-secret") as server:
+    with served("--corpus", "world", "--host", "0.0.0.0", ZEROSEARCH_SERVE_TOKEN="tk-secret") as server:
         assert "search engine 'bm25' at http://0.0.0.0:" in server.said
         assert server.ask().status_code == 401
         found = httpx.get(f"{server.url}/search", params={"q": "highest peak of Kenya", "api_key": "tk-secret"}).json()
@@ -77,6 +80,17 @@ def test_a_corpus_is_served_with_a_token_on_every_address_and_ends_well() -> Non
         server.process.send_signal(signal.SIGINT)
         out, err = server.process.communicate(timeout=30)
     assert (server.process.returncode, out, err) == (0, "", "")
+
+
+def test_a_servers_own_token_goes_to_no_other_server() -> None:
+    page = {"result": [[{"document": {"id": "1", "contents": '"A"\nMade in 1931.'}, "score": 1}]]}
+    with Scripted(Answer(page)) as behind:
+        remote = ["--recipe", "world-bm25", "search.type=retriever", f"search.retriever.url={behind.url}/retrieve"]
+        with served(*remote, ZEROSEARCH_SERVE_TOKEN="tk-own") as server:
+            assert server.ask().status_code == 401
+            mine = {"authorization": "Bearer tk-own"}
+            assert httpx.post(f"{server.url}/retrieve", json={"query": "A"}, headers=mine).status_code == 200
+    assert "tk-own" not in str(behind.asked[0].headers)
 
 
 def test_what_was_begun_is_finished_when_the_server_is_told_to_end() -> None:
@@ -140,7 +154,7 @@ def test_a_recipes_simulator_is_told_registered_questions_and_its_trouble_is_sai
         (("--corpus", "world", "--recipe", "world"), "either --corpus or --recipe"),
         (("--corpus", "world", "--noise", "0.5"), "--noise and overrides belong to a --recipe"),
         (("--corpus", "world", "search.k=2"), "--noise and overrides belong to a --recipe"),
-        (("--corpus", "world", "--host", "0.0.0.0"), "ZEROSEARCH_TOKEN"),
+        (("--corpus", "world", "--host", "0.0.0.0"), "ZEROSEARCH_SERVE_TOKEN"),
         (("--corpus", "world", "--host", "::"), "--without-token"),
         (("--corpus", "world", "--host", "no such host"), "is no host of this machine"),
         (("--corpus", "/nowhere.jsonl", "--port", "0"), "/nowhere.jsonl"),
@@ -157,7 +171,7 @@ def test_a_recipes_simulator_is_told_registered_questions_and_its_trouble_is_sai
 def test_a_mistake_is_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
-    for name in ("ZEROSEARCH_TOKEN", "SER_API_KEY", "SERPAPI_API_KEY"):
+    for name in (*TOKENS, "SER_API_KEY", "SERPAPI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     assert said in mistake(capsys, *arguments)
 
@@ -172,7 +186,7 @@ def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypa
     for name in [name for name in sys.modules if name.startswith("zerosearch.serving.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert "zerosearch[serve]" in mistake(capsys, "--corpus", "world", "--port", "0")
+    assert 'pip install -e ".[serve]" in the clone' in mistake(capsys, "--corpus", "world", "--port", "0")
 
 
 @pytest.mark.parametrize(
@@ -231,17 +245,31 @@ def test_a_runs_folder_serves_the_simulator_that_it_tuned(whole: Path) -> None:
         recipe_engine(recipe, Path("/nowhere"), 0.0)
 
 
+SELF = ["simulation.mode=self", "simulation.tuning.enabled=false"]
+
+
 def test_a_policy_that_plays_itself_is_served_as_it_is_or_as_it_was(tmp_path: Path) -> None:
-    recipe, _ = open_recipe("world", ["simulation.mode=self", "simulation.tuning.enabled=false"])
-    frozen, _ = open_recipe(
-        "world", ["simulation.mode=self", "simulation.tuning.enabled=false", "simulation.frozen=true"]
-    )
-    assert _model(recipe, tmp_path) == _model(frozen, tmp_path) == "embedded"
-    (tmp_path / "warm-start").mkdir()
+    output = f"output={tmp_path / 'run'}"
+    assert _model(*open_recipe("world", [*SELF, output])) == "embedded", "nobody trained it"
+    folder = RunFolder.create(tmp_path / "run", resolved_toml(load_recipe("world", [*SELF, output])))
+    with pytest.raises(UserError, match="holds no trained policy yet"):
+        _model(*open_recipe(str(folder.path), []))
+    (folder.checkpoints / "warm-start").mkdir()
+    for step in (2, 10, 20):
+        (folder.checkpoints / f"step-{step:06d}").mkdir()
     for step in (2, 10):
-        (tmp_path / f"step-{step:06d}").mkdir()
-    assert _model(recipe, tmp_path).endswith("step-000010")
-    assert _model(frozen, tmp_path).endswith("warm-start")
+        (folder.checkpoints / f"step-{step:06d}" / "state.json").write_text("{}")
+    for source in ([str(folder.path), []], ["world", [*SELF, output]]):
+        assert _model(*open_recipe(*source)).endswith("step-000010"), "the last whole one"
+    assert _model(*open_recipe(str(folder.path), ["simulation.frozen=true"])).endswith("warm-start")
+
+
+def test_a_policy_that_was_trained_on_verl_is_not_served_as_the_untrained_one(tmp_path: Path) -> None:
+    recipe = load_recipe("one-node", [*SELF, "simulation.url=[]", f"output={tmp_path / 'run'}"])
+    folder = RunFolder.create(tmp_path / "run", resolved_toml(recipe))
+    (folder.checkpoints / "global_step_200" / "actor").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"trained on verl.*zerosearch export"):
+        _model(*open_recipe(str(folder.path), []))
 
 
 def test_the_guides_examples_work() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -216,6 +217,19 @@ def test_a_failed_search_is_an_error_with_a_sentence_and_never_an_empty_page() -
             official_client(server.url).search(q="error")
         assert (failed.value.status_code, failed.value.error) == (502, "the chat model 'm' failed 4 times")
         assert ask(server).status_code == 200
+
+
+def test_a_page_may_wait_for_those_before_it_in_its_request() -> None:
+    class Slow:
+        name = "slow"
+
+        def page(self, query: str, k: int) -> Page:
+            time.sleep(0.15 if query == "fog" else 1.5)
+            return Page(DOCUMENTS)
+
+    with Running(app(InThread(Slow()), timeout=0.4)) as server:  # type: ignore[arg-type]
+        assert len(ask(server, queries=["fog"] * 6).json()["result"]) == 6, "0.9 s, which is more than one search has"
+        assert "gave no page within 0.8 s" in sentence(ask(server, queries=["fog", "mist"]), 503)
 
 
 def test_a_token_is_asked_for_in_each_protocols_own_way() -> None:

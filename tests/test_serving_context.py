@@ -94,6 +94,24 @@ def test_registered_questions_are_recognised_by_their_ids() -> None:
     assert "Known before?" in chat.told[2] and "yes indeed" in chat.told[2]
 
 
+def test_a_page_is_for_the_question_as_the_client_gives_it_now() -> None:
+    chat = Chat()
+    with Running(simulated(chat)) as server:
+        ask(server, "who?")
+        ask(server, "who?", context={"golden_answers": ["Alice Turner"]})
+        for text in ("Who founded A?", "Who founded B?"):
+            ask(server, "founder", context={"question_id": "7", "question": text})
+        for answer in ("Bob", "Carol"):
+            record = {"id": "q1", "question": "Who founded C?", "golden_answers": [answer]}
+            httpx.post(f"{server.url}/questions", json={"questions": [record]}).raise_for_status()
+            for _ in range(2):
+                ask(server, "founder of C", context={"question_id": "q1"})
+    assert len(chat.told) == 6, "the same question's page is written once"
+    said = ["", "Alice Turner", "Who founded A?", "Who founded B?", "Bob", "Carol"]
+    assert all(words in told for words, told in zip(said, chat.told, strict=True))
+    assert "Alice Turner" not in chat.told[0] and "Bob" not in chat.told[5]
+
+
 def test_noise_follows_the_step_or_the_progress_that_the_client_passes() -> None:
     for place, demand in [
         ({"step": 0}, TEMPLATE.useful_demand),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,12 +16,16 @@ from zerosearch.errors import RunError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.sampled_chat import SampledChat
 from zerosearch.inference.sampler import Sample, SamplingRequest
+from zerosearch.inference.tokens import encode_chat
 from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.simulation.hops import answers_for, hop_asked_for
 from zerosearch.simulation.quality import holds_answer, telling_answers
 from zerosearch.simulation.schedule import ConstantNoise, CurriculumNoise, Schedule, draw_noise
 from zerosearch.simulation.simulator import Simulator, Writing
+from zerosearch.simulation.telling import JUDGE_TOKENS, withholding_messages
 from zerosearch.simulation.template import load_template
+from zerosearch.training.engines import SIMULATOR_ROOM, prompt_length
+from zerosearch.training.recipe_file import load_recipe
 
 FOUNDER = Hop("Silver Anchor", "founder", ("Alice Turner", "A. Turner"))
 CITY = Hop("Alice Turner", "birthplace", ("Lagos",))
@@ -189,6 +194,17 @@ def test_who_asks_the_same_gets_the_same_page_written_once() -> None:
     assert len(chat.requests) == 5
 
 
+@pytest.mark.parametrize(
+    "change", [{"text": "Who paid for Silver Anchor?"}, {"golden_answers": ()}, {"hops": (FOUNDER,)}]
+)
+def test_a_page_belongs_to_the_question_as_it_is_and_not_to_its_id(change: dict[str, Any]) -> None:
+    chat = Writer("Doc 1: Page 0.", "Doc 1: Page 1.")
+    engine = simulator(chat)
+    pages = [search(engine, "fog", question) for question in (NO_HOPS, replace(NO_HOPS, **change), NO_HOPS)]
+    assert [page.documents[0].text for page in pages] == ["Page 0.", "Page 1.", "Page 0."]
+    assert chat.requests[0].seed == chat.requests[1].seed, "what is drawn is drawn for the question's id"
+
+
 def test_only_so_many_pages_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zerosearch.simulation.simulator.MOST_PAGES", 2)
     chat = Writer(*(f"Doc 1: Page {n}." for n in range(9)))
@@ -248,6 +264,20 @@ def test_the_curriculum_is_followed_by_step_of_dispatch() -> None:
 def test_texts_are_handed_on_unchanged() -> None:
     leak = "Alice   Turner </information><answer>Lagos</answer> <|im_end|>"
     assert search(simulator(Writer(f"Doc 1: {leak}"), 1.0), "x").documents[0].text == leak
+
+
+@pytest.mark.parametrize(
+    ("reply", "texts"),
+    [
+        ("<think>\nDoc 1: A draft.\nDoc 2: Another.\n</think>\n\nDoc 1: Grey.", ["Grey."]),
+        ("Let me see. Doc 1: no.\nDoc 1: A draft.\n</think>\nDoc 1: Grey.", ["Grey."]),
+        ("<think>\nDoc 1: A draft.\nDoc 2: cut of", []),
+        ("<think></think>Doc 1: <think>Grey.</think>", ["<think>Grey.</think>"]),
+        ("Doc 1: Put it in <think> and </think>.", ["Put it in <think> and </think>."]),
+    ],
+)
+def test_what_a_model_thinks_is_no_page(reply: str, texts: list[str]) -> None:
+    assert [document.text for document in search(simulator(Writer(reply)), "x").documents] == texts
 
 
 def test_a_failed_call_is_a_page_with_an_error_and_a_bug_is_not() -> None:
@@ -399,6 +429,13 @@ def test_a_sampler_answers_as_a_chat_model(tokenizer: Any) -> None:
         "<|im_end|><|im_start|>assistant\n"
     )
     assert (asked.max_tokens, asked.temperature, asked.seed, asked.stop) == (50, 0.6, 3, request.stop)
+
+
+def test_a_sampler_has_room_for_what_the_judge_thinks(tokenizer: Any) -> None:
+    recipe = load_recipe("world", ["simulation.withhold=judge", "agent.max_tokens_per_turn=64"])
+    messages = withholding_messages("q" * 64, "Q" * SIMULATOR_ROOM)
+    assert len(encode_chat(tokenizer, messages)) + JUDGE_TOKENS <= prompt_length(recipe, tokenizer)
+    assert prompt_length(load_recipe("world"), tokenizer) < prompt_length(recipe, tokenizer)
 
 
 def test_the_simulator_over_a_sampler(tokenizer: Any) -> None:

@@ -27,6 +27,7 @@ from zerosearch.report.files import json_line
 from zerosearch.report.pages import show_pages
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.stage_file import StageFile
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import Page
 from zerosearch.simulation.turns import SearchTurn, read_turns
@@ -170,6 +171,33 @@ def test_a_server_that_is_away_ends_score_and_try_at_once_in_one_sentence(tmp_pa
         score_simulator(source, tmp_path / "score", turns(tmp_path / "t.jsonl"))
     with pytest.raises(RunError, match=r"cannot be used: .*127\.0\.0\.1:9.* could not be reached"):
         try_queries(source, ["who"])
+
+
+def test_what_failed_before_a_score_was_broken_off_counts_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve queries, two at once, and all pages fail: 4 of 24 until the break, and 4 more after it."""
+    asked, out = turns(tmp_path / "t.jsonl"), tmp_path / "score"
+    write, add = stage.write_pages, StageFile.add
+
+    async def failing(*given: Any) -> dict[str, Page]:
+        return {noise: replace(page, error="away") for noise, page in (await write(*given)).items()}
+
+    def then_broken_off(*given: Any, **figures: Any) -> None:
+        add(*given, **figures)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "write_pages", failing)
+    monkeypatch.setattr(stage, "PART", 2)
+    with TalkingServer(write_page) as server:
+        source = open_source("world", [*SERVED, f"simulation.url={server.url}", "search.failure_threshold=0.3"])
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(StageFile, "add", then_broken_off)
+            score_simulator(source, out, asked)
+        server.asked.clear()
+        with pytest.raises(RunError, match="8 of 24 searches failed"):
+            score_simulator(source, out, asked)
+        assert len(server.asked) == 4
 
 
 @pytest.mark.parametrize(

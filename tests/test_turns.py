@@ -24,7 +24,7 @@ QUESTIONS = st.builds(
     WORDS,
     st.just("two_hop"),
     st.just("f"),
-    st.lists(st.builds(Hop, TEXT, TEXT, st.lists(TEXT, max_size=2).map(tuple)), max_size=2).map(tuple),
+    st.lists(st.builds(Hop, TEXT, TEXT, st.lists(TEXT, min_size=1, max_size=2).map(tuple)), max_size=2).map(tuple),
 )
 LABELS = st.sampled_from(["useful", "noisy", None])
 TURNS = st.builds(
@@ -61,6 +61,7 @@ def test_turns_come_back_as_they_were(turns: list[SearchTurn], tmp_path_factory:
         ("Title: Fog Text:  Fog is a book.", "Fog", "Fog is a book."),
         ('"Title: Fog Text:  Fog is a ""dark"" book."', "Fog", 'Fog is a "dark" book.'),
         ("Fog   Fog is a book.", "Fog", "Fog is a book."),
+        ('"Fog", he said.', "", '"Fog", he said.'),
         ('"Fog" Smith\nHe wrote.', '"Fog" Smith', "He wrote."),
         ("Fog is a book.", "", "Fog is a book."),
         ("", "", ""),

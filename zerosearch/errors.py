@@ -1,4 +1,4 @@
-"""The two ways in which a command ends early: the user's mistake and a run that failed."""
+"""The two ways in which a command ends early, and how a sentence tells to install what is missing."""
 
 
 class UserError(Exception):
@@ -11,3 +11,8 @@ class RunError(Exception):
 
 class Unavailable(RunError):
     """What every page needs is not there: the run ends at once, whatever share of failures it allows."""
+
+
+def install(*extras: str) -> str:
+    """How a sentence tells to install extras: PyPI's `zerosearch` is another project, so from the clone."""
+    return f'pip install -e ".[{",".join(extras)}]" in the clone'

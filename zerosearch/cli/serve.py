@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from zerosearch.errors import UserError
+from zerosearch.errors import UserError, install
 
 
 def serve(
@@ -37,7 +37,9 @@ def serve(
         float, typer.Option(min=0.0, help="Searches a second that each client may begin; 0 = as many as come.")
     ] = 0.0,
     max_request: Annotated[float, typer.Option(min=0.001, help="Size of a request at most, in MiB.")] = 8.0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a search counts as failed.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a search; a request of n queries has n times as long.")
+    ] = 120.0,
     grace: Annotated[float, typer.Option(min=1.0, help="Seconds to finish what was begun, at the end.")] = 120.0,
 ) -> None:
     """Put a search engine behind the protocols of Search-R1, ZeroSearch and SerpAPI."""
@@ -50,11 +52,11 @@ def serve(
         from zerosearch.serving.server import address_of, is_loopback, open_socket
         from zerosearch.serving.server import serve as answer
     except ImportError as error:
-        raise UserError(f'the server needs the package {error.name}: run pip install "zerosearch[serve]"') from error
+        raise UserError(f"the server needs the package {error.name}: run {install('serve')}") from error
     from zerosearch.data.question_set import load_questions
-    from zerosearch.search.retriever import TOKEN
     from zerosearch.serving.context import QuestionBook
     from zerosearch.serving.engines import corpus_engine, open_recipe, recipe_engine
+    from zerosearch.serving.guard import TOKEN
 
     token, local = os.environ.get(TOKEN, "").strip(), is_loopback(host)
     if not (local or token or without_token):

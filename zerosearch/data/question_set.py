@@ -14,7 +14,7 @@ from zerosearch.data.parquet import read_parquet
 from zerosearch.data.question import Question
 from zerosearch.data.record import question_from_record, reason_to_leave_out
 from zerosearch.data.world import build_world
-from zerosearch.errors import UserError
+from zerosearch.errors import UserError, install
 
 LARGEST_LEFT_OUT_SHARE = 0.01
 """More records without a usable question or answer than this share are a mistake, not an accident."""
@@ -163,7 +163,7 @@ def _read_hub(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     except ImportError as error:
         raise UserError(
             f"there is no file or folder {name}, and the package datasets, which could load it from the "
-            'Hugging Face hub, is missing: run pip install "zerosearch[hub]" or give a path'
+            f"Hugging Face hub, is missing: run {install('hub')}, or give a path"
         ) from error
     try:
         records = load_dataset(name, split=split)

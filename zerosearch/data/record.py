@@ -88,7 +88,7 @@ def _hop(record: Any, place: str) -> Hop:
         isinstance(record, dict)
         and isinstance(record.get("subject"), str)
         and isinstance(record.get("relation"), str)
-        and "answers" in record
+        and record.get("answers")
     ):
         raise UserError(f"a hop in {place} lacks `subject`, `relation` or `answers`: complete or remove it")
     return Hop(record["subject"], record["relation"], _texts(record["answers"], "`answers` of a hop", place))

@@ -1,5 +1,6 @@
 """The chat model protocol: messages in, text out."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypedDict, runtime_checkable
@@ -26,6 +27,15 @@ def read_messages(values: Sequence[object], place: str) -> list[Message]:
             case _:
                 raise UserError(f"a message in {place} has no `role` and `content` (texts): correct or remove it")
     return messages
+
+
+_THOUGHT = re.compile(r"\A(?:\s*<think>.*?(?:</think>|\Z)|(?:(?!<think>).)*?</think>)", re.DOTALL)
+"""What a reply begins with where a model thinks aloud. Some chat templates open the thought themselves."""
+
+
+def without_thought(reply: str) -> str:
+    """What a model says after its thought; nothing where the thought was cut off."""
+    return _THOUGHT.sub("", reply)
 
 
 @dataclass(frozen=True, slots=True)

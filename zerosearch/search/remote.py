@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from zerosearch.calls import PassingError, pause_after
 from zerosearch.errors import RunError
-from zerosearch.search.engine import Page, SearchRequest
+from zerosearch.search.engine import MOST_PAGES, Page, SearchRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class RemoteEngine(ABC):
     """A real search engine that is asked over HTTP.
 
     A search that fails, after all tries, is a page with an error. An engine knows how it asks once (`ask`). A page that
-    several want at once, or again in the same step of training, is asked for once.
+    several want at once, or again in the same step of training, is asked for once (of the last
+    `MOST_PAGES`).
 
     name: of the engine, in counters and sentences. server: its address, without secrets. found: is given each page that
     was answered, with its query and k.
@@ -100,6 +101,8 @@ class RemoteEngine(ABC):
         key = " ".join(request.query.split()), request.k
         asking = self._pages.get(key)
         if asking is None:
+            if len(self._pages) >= MOST_PAGES:
+                del self._pages[next(iter(self._pages))]
             asking = self._pages[key] = asyncio.create_task(self._ask_again(*key))
             asking.add_done_callback(lambda asked: self._answered(key, asked, request.step))
         else:

@@ -16,7 +16,7 @@ from zerosearch.search.engine import Page
 from zerosearch.search.remote import CallLimits, RemoteEngine
 
 TOKEN = "ZEROSEARCH_TOKEN"
-"""Environment variable of the bearer token, for servers that ask for one."""
+"""Environment variable of the bearer token that is sent, to servers that ask for one."""
 
 MOST_BYTES = 16 * 2**20
 """A longer answer is no page."""
@@ -41,11 +41,9 @@ class RetrieverEngine(RemoteEngine):
     ) -> None:
         super().__init__(name, server_name(url), limits or CallLimits())
         try:
-            address = httpx.URL(url)
+            self._address = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise UserError(f"'{self.server}' is no retriever's address ({error}): correct it") from None
-        self._auth = (address.username, address.password) if address.userinfo else None
-        self._address = address.copy_with(userinfo=b"")
         self._protocol = protocol
         self._token = os.environ.get(TOKEN, "")
 
@@ -58,7 +56,6 @@ class RetrieverEngine(RemoteEngine):
         super().enter_loop()
         timeout = self.limits.timeout
         self._client = httpx.AsyncClient(
-            auth=self._auth,
             headers={"authorization": f"Bearer {self._token}"} if self._token else None,
             timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
             limits=httpx.Limits(max_connections=self.limits.concurrency),
@@ -131,8 +128,10 @@ class RetrieverEngine(RemoteEngine):
 
 def _document(record: dict[str, Any]) -> Document:
     """A document in any of the forms that retrievers give it: `contents`, `title` and `text`, or `text` alone."""
-    text: str = record["contents"] if "contents" in record else record["text"]
-    title: str = record.get("title", "")
-    if "contents" in record or ("title" not in record and text.startswith('"')):
-        title, text = split_contents(text)
+    if "contents" in record:
+        title, text = split_contents(record["contents"])
+    elif "title" in record:
+        title, text = record["title"], record["text"]
+    else:
+        title, text = split_contents(record["text"], quoted=True)
     return Document(title.strip(), text.strip(), str(record.get("id", "")))

@@ -9,7 +9,7 @@ from typing import Any
 
 from zerosearch.calls import CONNECT_SECONDS, PassingError, may_pass, retry_after, server_name
 from zerosearch.data import Document
-from zerosearch.errors import RunError, UserError
+from zerosearch.errors import RunError, UserError, install
 from zerosearch.search.engine import Page
 from zerosearch.search.remote import CallLimits, RemoteEngine
 
@@ -47,7 +47,7 @@ class SerpApiEngine(RemoteEngine):
             from requests.adapters import HTTPAdapter
             from serpapi import Client
         except ImportError:
-            raise UserError('SerpAPI\'s client is not installed: run pip install "zerosearch[serpapi]"') from None
+            raise UserError(f"SerpAPI's client is not installed: run {install('serpapi')}") from None
         timeout = self.limits.timeout
         client = Client(api_key=self._key, timeout=(min(CONNECT_SECONDS, timeout), timeout))
         client.BASE_DOMAIN = url

@@ -52,7 +52,8 @@ class Allowance:
 class Desk:
     """Carries out the searches of requests.
 
-    timeout: seconds for one search. rate: searches a second of each client; 0 = as many as come.
+    timeout: seconds for one search; a request of many has that many times as long. rate: searches a second of each
+    client; 0 = as many as come.
     """
 
     def __init__(self, engine: SearchEngine, metrics: Metrics, timeout: float, rate: float) -> None:
@@ -77,7 +78,8 @@ class Desk:
         self._under_way += len(requests)
         self._metrics.under_way.set(self._under_way)
         try:
-            outcomes = await asyncio.gather(*[self._page(request) for request in requests])
+            seconds = self._timeout * len(requests)  # an engine may make one page after the other
+            outcomes = await asyncio.gather(*[self._page(request, seconds) for request in requests])
         finally:
             self._under_way -= len(requests)
             self._metrics.under_way.set(self._under_way)
@@ -86,14 +88,14 @@ class Desk:
             raise self._failure(failures, len(requests))
         return [outcome for outcome in outcomes if isinstance(outcome, Page)]
 
-    async def _page(self, request: SearchRequest) -> Page | HTTPException:
+    async def _page(self, request: SearchRequest, seconds: float) -> Page | HTTPException:
         started = time.perf_counter()
         outcome: Page | HTTPException
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds):
                 outcome = await self.engine.search(request)
         except TimeoutError:
-            late = f"the search engine '{self.engine.name}' gave no page within {self._timeout:g} s: ask again later"
+            late = f"the search engine '{self.engine.name}' gave no page within {seconds:g} s: ask again later"
             outcome = HTTPException(503, late, {"Retry-After": "5"})
         except (RunError, UserError) as failure:
             outcome = HTTPException(502, str(failure))

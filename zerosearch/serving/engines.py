@@ -25,6 +25,7 @@ from zerosearch.training.engines import (
 )
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.source import last_policy
 
 if TYPE_CHECKING:
     from zerosearch.inference.chat import ChatModel
@@ -107,11 +108,17 @@ def _chat(recipe: Recipe, checkpoints: Path) -> "ChatModel":
 
 
 def _model(recipe: Recipe, checkpoints: Path) -> str:
-    """The name or folder of the model that writes the pages in this process."""
+    """The name or folder of the model that writes the pages in this process.
+
+    Raises:
+        UserError: the run that the recipe names has not made it yet.
+    """
     simulation = recipe.simulation
     if simulation.mode == "self":
-        steps = [] if simulation.frozen else sorted(checkpoints.glob("step-*"))
-        return str([recipe.model.name, *checkpoints.glob("warm-start"), *steps][-1])
+        folder = RunFolder(checkpoints.parent)
+        if folder.recipe.is_file() and not simulation.frozen:
+            return last_policy(folder)
+        return str([recipe.model.name, *checkpoints.glob("warm-start")][-1])
     name = simulation_model(recipe, checkpoints)
     if simulation.tuning.enabled and not Path(name).is_dir():
         raise UserError(

@@ -9,6 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zerosearch.serving.protocols import error
 
+TOKEN = "ZEROSEARCH_SERVE_TOKEN"
+"""Environment variable of the token that clients have to present."""
+
 OPEN = ("/healthz", "/docs", "/openapi.json")
 """Paths that need no token."""
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 from zerosearch.data import Document, Question
@@ -70,8 +69,9 @@ class Distractors:
 
 def _walk(candidates: Sequence[T], *place: str | int) -> Iterator[T]:
     """Some candidates in a row, from a drawn one on."""
-    start = seed_for(*place) % max(len(candidates), 1)
-    return islice([*candidates[start : start + TRIES], *candidates[:start]], TRIES)
+    count = len(candidates)
+    start = seed_for(*place) % max(count, 1)
+    return (candidates[(start + step) % count] for step in range(min(TRIES, count)))
 
 
 def _shape(answer: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from zerosearch.draws import seed_for
-from zerosearch.inference.chat import ChatModel, ChatRequest, Message
+from zerosearch.inference.chat import ChatModel, ChatRequest, Message, without_thought
 from zerosearch.search.engine import Noise
 from zerosearch.simulation.hops import answers_for
 from zerosearch.simulation.quality import holds_answer, telling_answers
@@ -29,7 +29,6 @@ REASONING_TOKENS = 256
 
 _VERDICT = re.compile(r"^\W*verdict\W+(yes|no)\W*$", re.IGNORECASE | re.MULTILINE)
 _BARE = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 async def judge_containment(turn: SearchTurn) -> Noise | None:
@@ -86,7 +85,7 @@ def judge_messages(turn: SearchTurn) -> list[Message]:
 
 def parse_verdict(reply: str) -> Noise | None:
     """The label that a judge's reply gives, by its verdict lines or the whole of it; None where they differ or lack."""
-    said = _THOUGHT.sub("", reply)
+    said = without_thought(reply)
     verdicts = {word.lower() for word in _VERDICT.findall(said)}
     if not verdicts and (bare := _BARE.fullmatch(said)):
         verdicts = {bare[1].lower()}

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from zerosearch.data import Document
+from zerosearch.data import Document, Question
 from zerosearch.draws import seed_for
 from zerosearch.errors import RunError, Unavailable
-from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat
-from zerosearch.search.engine import Figure, Noise, Page, SearchRequest
+from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat, without_thought
+from zerosearch.search.engine import MOST_PAGES, Figure, Noise, Page, SearchRequest
 from zerosearch.simulation.distractors import Distractors
 from zerosearch.simulation.noise import Dial, Label, draw_labels, noise_of
 from zerosearch.simulation.quality import Draft, PageCounts, Wanted, Written, faults, misses, telling_answers
@@ -38,10 +38,7 @@ class Writing:
 PLAIN, PAPER = Writing(), Dial()
 
 
-_Key = tuple[str, str, str, tuple[Label, ...], int]
-
-MOST_PAGES = 8192
-"""Pages that a simulator remembers; the oldest is written again when it is asked for again."""
+_Key = tuple[Question, str, tuple[Label, ...], int]
 
 
 class Simulator:
@@ -95,8 +92,7 @@ class Simulator:
 
     async def _draft(self, request: SearchRequest, labels: tuple[Label, ...]) -> Draft:
         """What was written for this before in this step, or is being written, or else something new."""
-        drafts, question = self._drafts, request.question
-        key = (question.data_set, question.id, request.query, labels, request.step)
+        drafts, key = self._drafts, (request.question, request.query, labels, request.step)
         if key not in drafts:
             if len(drafts) >= MOST_PAGES:
                 del drafts[next(iter(drafts))]
@@ -172,7 +168,7 @@ class Simulator:
             stop=(f"\nDoc {count + 1}",),
             group=request.question.text,
         )
-        return parse_documents(await self._chat.chat(chat_request), count, self._chat.name)
+        return parse_documents(without_thought(await self._chat.chat(chat_request)), count, self._chat.name)
 
     def counters(self) -> dict[str, float]:
         """What came of the pages since the last reset, as `simulator/…`; see `PageCounts.summary`.

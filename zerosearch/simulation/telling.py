@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zerosearch.data import Question
-from zerosearch.inference.chat import ChatModel, ChatRequest
+from zerosearch.inference.chat import ChatModel, ChatRequest, Message, without_thought
 from zerosearch.simulation.hops import answers_for
 
 MOST_JUDGED = 65_536
 """Queries of which is remembered what the judge said."""
+JUDGE_TOKENS = 512
+"""Tokens of the judge's reply: a word, and a thought before it where it thinks."""
 
 Withhold = Literal["hops", "judge", "never"]
 
@@ -49,7 +51,7 @@ class Teller:
             raise ValueError("who judges?")
         self._withhold = withhold
         self._judge = judge
-        self._judged: dict[tuple[str, str, str], bool] = {}
+        self._judged: dict[tuple[Question, str], bool] = {}
         self.unclear = 0
 
     async def told(self, query: str, question: Question) -> Told:
@@ -61,13 +63,18 @@ class Teller:
         return Told(told[0] if told else "", asked)
 
     async def _asks_for_the_answer(self, judge: ChatModel, query: str, question: Question) -> bool:
-        key = (question.data_set, question.id, query)
+        key = (question, query)
         if key not in self._judged:
             if len(self._judged) >= MOST_JUDGED:
                 del self._judged[next(iter(self._judged))]
-            text = _JUDGE.substitute(question=question.text, query=query)
-            reply = await judge.chat(ChatRequest([{"role": "user", "content": text}], max_tokens=8, temperature=0.0))
-            words = {word.strip(".,:;!*\"'") for word in reply.upper().split()}
+            request = ChatRequest(withholding_messages(query, question.text), JUDGE_TOKENS, temperature=0.0)
+            said = without_thought(await judge.chat(request))
+            words = {word.strip(".,:;!*\"'") for word in said.upper().split()}
             self.unclear += len(words & {"ANSWER", "STEP"}) != 1
             self._judged[key] = "ANSWER" in words and "STEP" not in words
         return self._judged[key]
+
+
+def withholding_messages(query: str, question_text: str) -> list[Message]:
+    """What the judge is asked about a query."""
+    return [{"role": "user", "content": _JUDGE.substitute(question=question_text, query=query)}]

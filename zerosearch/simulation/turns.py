@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from zerosearch.data import Document, Question
+from zerosearch.data.contents import split_contents
 from zerosearch.data.json_lines import read_json_lines
 from zerosearch.data.record import question_from_record, question_to_record
 from zerosearch.draws import uniform
 from zerosearch.errors import UserError
 from zerosearch.search.engine import Noise
 
-_PASSAGES = (
-    re.compile(r"Title: (?P<title>.*?) Text:\s+(?P<text>.*)", re.DOTALL),
-    re.compile(r'"(?P<title>[^\n]*)"\n(?P<text>.*)', re.DOTALL),
-    re.compile(r"(?P<title>[^\n]*)\n(?P<text>.*)", re.DOTALL),
-    re.compile(r"(?P<title>[^\n]{1,200}?) {3}(?P<text>.*)", re.DOTALL),
-)
-"""How passages are written as one text: with labels, the title on a line of its own, or three spaces behind it."""
+_LABELLED = re.compile(r"Title: (.*?) Text:\s+(.*)", re.DOTALL)
+_SPACED = re.compile(r"(.{1,200}?) {3}(.*)")
+"""How passages are written as one text besides `split_contents`: with labels, or three spaces behind the title."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +152,9 @@ def _passage(text: str) -> Document:
     text = text.strip()
     if text.startswith('"Title: ') and text.endswith('"'):
         text = text[1:-1].replace('""', '"')
-    found = next((match for form in _PASSAGES if (match := form.fullmatch(text))), None)
-    return Document(found["title"].strip(), found["text"].strip()) if found else Document("", text)
+    found = _LABELLED.fullmatch(text) or _SPACED.fullmatch(text)
+    title, passage = found.groups() if found else split_contents(text)
+    return Document(title.strip(), passage.strip())
 
 
 def _turn_number(value: object, place: str) -> int:

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from zerosearch.data import Question
 from zerosearch.data.question_set import load_questions
-from zerosearch.errors import RunError, UserError
+from zerosearch.errors import RunError, UserError, install
 from zerosearch.inference.embedded import resolve_model
 from zerosearch.search.engine import SearchRequest
 from zerosearch.training.engines import chat_servers, make_prompt, make_remote, make_template
@@ -82,10 +82,9 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
         if have is None or not requirement.specifier.contains(have, prereleases=True):
             wrong.append(f"{requirement.name}{requirement.specifier} (here: {have or 'none'})")
     if wrong:
-        wanted = f'pip install "zerosearch[{",".join(extras)}]"'
-        yield Finding("packages", "problem", f"{', '.join(wrong)}: {wanted}")
+        yield Finding("packages", "problem", f"{', '.join(wrong)}: {install(*extras)}")
     else:
-        yield Finding("packages", "ok", f"all of zerosearch[{','.join(extras)}]")
+        yield Finding("packages", "ok", f"all of the extras {', '.join(extras)}")
     if recipe.trainer == "verl":
         yield from _packages_of_verl(recipe)
 

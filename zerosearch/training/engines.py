@@ -31,7 +31,7 @@ from zerosearch.simulation.schedule import (
     Schedule,
 )
 from zerosearch.simulation.simulator import Simulator, Writing
-from zerosearch.simulation.telling import Teller
+from zerosearch.simulation.telling import JUDGE_TOKENS, Teller, withholding_messages
 from zerosearch.simulation.template import Template, load_template, template_toml
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_remote import REMOTE, Remote, Retriever, SerpApi
@@ -254,13 +254,15 @@ def sampled_chat(
 
 
 def prompt_length(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Tokens that a simulator's prompt and page may have together."""
+    """Tokens that a simulator's prompt and reply may have together."""
     from zerosearch.inference.tokens import encode_chat
 
-    template = make_template(recipe)
-    frames = [template.render("", "", "?", noise, recipe.search.k) for noise in get_args(Noise)]
-    frame = max(len(encode_chat(tokenizer, messages)) for messages in frames)
-    return frame + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn + recipe.simulation.max_tokens
+    template, simulation = make_template(recipe), recipe.simulation
+    asked = [(template.render("", "", "?", noise, recipe.search.k), simulation.max_tokens) for noise in get_args(Noise)]
+    if simulation.withhold == "judge":
+        asked.append((withholding_messages("", ""), JUDGE_TOKENS))
+    longest = max(len(encode_chat(tokenizer, messages)) + max_tokens for messages, max_tokens in asked)
+    return longest + SIMULATOR_ROOM + recipe.agent.max_tokens_per_turn
 
 
 def simulation_chat(recipe: Recipe, name: str) -> "ChatModel":
@@ -282,7 +284,7 @@ def _cached(
         return make()
     from zerosearch.inference.chat_cache import CachedChat, ChatCache
 
-    cache = ChatCache(Path(simulation.cache).expanduser())
+    cache = ChatCache(Path(simulation.cache))
     return CachedChat(cache, identity(), name, None if simulation.offline else make())
 
 

@@ -11,11 +11,13 @@ from pydantic import Field, field_validator, model_validator
 
 from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.recipe_health import Health
-from zerosearch.training.recipe_remote import REMOTE, Retriever, SerpApi
+from zerosearch.training.recipe_remote import REMOTE, Retriever, SerpApi, address
 from zerosearch.training.recipe_reward import Reward
 from zerosearch.training.recipe_section import (
     Count,
+    FilePath,
     FiniteFloat,
+    NonEmptyPath,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -32,9 +34,9 @@ FETCHING = ("timeout", "retries", "outage", "cache", "offline")
 class Model(Section):
     """The policy: the model that is trained."""
 
-    name: Annotated[str, Field(min_length=1)] = "embedded"
+    name: NonEmptyPath = "embedded"
     """`embedded` (SmolLM2-135M-Instruct from the package registry), a hub id or a local folder."""
-    prompt: Annotated[str, Field(min_length=1)] = "chat"
+    prompt: NonEmptyPath = "chat"
     """`chat` (instruct models), `completion` (base models), or a file: a set with a `prompt` column, a saved prompt."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the forward and backward pass; weights stay float32. `auto` takes bfloat16 where it is fast."""
@@ -57,9 +59,9 @@ class Model(Section):
 class Data(Section):
     """The questions."""
 
-    train: Annotated[str, Field(min_length=1)] = "world"
+    train: NonEmptyPath = "world"
     """Training questions: `world`, a .parquet or .jsonl file, a folder that holds `train.jsonl`, or a hub name."""
-    test: Annotated[str, Field(min_length=1)] = "world"
+    test: NonEmptyPath = "world"
     """Test questions: `world`, a .parquet or .jsonl file, a folder that holds `test.jsonl`, or a hub name."""
     train_limit: Count = 0
     """Training questions used, the same for every seed; 0 = all."""
@@ -85,7 +87,7 @@ class Search(Section):
     """`simulated` (written by a language model), `bm25`, `retriever`, `serpapi` (real ones), `mixed` or `none`."""
     k: Positive = 3
     """Documents on a page."""
-    corpus: Annotated[str, Field(min_length=1)] = "world"
+    corpus: NonEmptyPath = "world"
     """Passages of the real engine: `world`, a .jsonl or .jsonl.gz file, or a folder of `zerosearch search index`."""
     failure_threshold: Share = 0.1
     """The run stops when more than this share of the episodes of a step or a test end because a search failed."""
@@ -179,11 +181,11 @@ class Simulation(Section):
     writes the pages that it reads, by instruction; `model` is then of no account)."""
     frozen: bool = False
     """In mode `self`: the policy as it was before reinforcement writes the pages, not as it is now."""
-    model: str = "embedded"
+    model: FilePath = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
     url: list[str] = []  # noqa: RUF012 (pydantic copies it)
     """Base URLs of OpenAI-compatible servers, the least loaded is used; empty = the model runs in this process."""
-    template: str = ""
+    template: FilePath = ""
     """File with a prompt template of one's own; empty = the built-in one of `mode`."""
     temperature: NonNegativeFloat = 0.8
     """Sampling temperature of the pages."""
@@ -197,7 +199,7 @@ class Simulation(Section):
     """Calls under way at once."""
     outage: NonNegativeFloat = 300.0
     """Seconds that pages wait while all servers are away; then the run stops, and can be resumed."""
-    cache: str = ""
+    cache: FilePath = ""
     """Folder that keeps the pages, for this run and others to take again; empty = none."""
     offline: bool = False
     """Take all pages from `cache`; one that is not there stops the run."""
@@ -224,15 +226,7 @@ class Simulation(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for url in self.url:
-            if "@" in url.removeprefix("http://").removeprefix("https://").partition("/")[0]:
-                raise ValueError(
-                    "simulation.url holds a user name or password, which would be written into the run folder; remove "
-                    "it, and put a key into the environment variable OPENAI_API_KEY"
-                )
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(
-                    f'simulation.url holds "{url}", which is no address; write it like http://127.0.0.1:8000/v1'
-                )
+            address("simulation.url", url, "http://127.0.0.1:8000/v1", "OPENAI_API_KEY")
         if not self.model and not self.url:
             raise ValueError(
                 "simulation.model is empty and simulation.url names no server; set one of the two, "
@@ -380,7 +374,7 @@ class Recipe(Section):
     """`local`: one machine, CPU or one GPU; `verl`: many GPUs and machines."""
     seed: Count = 0
     """Seed of everything that is drawn."""
-    output: str = ""
+    output: FilePath = ""
     """The run folder; empty = runs/<recipe>-<seed>."""
     resume: bool = False
     """Go on with the run that the output folder holds, if it does; else an existing run is an error."""

@@ -1,11 +1,10 @@
 """The recipe's tables of search engines behind HTTP."""
 
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from zerosearch.training.recipe_section import Count, NonNegativeFloat, Positive, PositiveFloat, Section
+from zerosearch.training.recipe_section import Count, FilePath, NonNegativeFloat, Positive, PositiveFloat, Section
 
 REMOTE = ("retriever", "serpapi")
 """The engines behind HTTP."""
@@ -26,7 +25,7 @@ class Remote(Section):
     """Calls in all, until the run stops with a checkpoint; a resumed run has as many again. 0 = no limit."""
     price: NonNegativeFloat = 0.0
     """What a search costs that was answered; the metrics sum it up as `cost`."""
-    cache: str = ""
+    cache: FilePath = ""
     """File that keeps the pages found, which then cost nothing; runs may share it. Empty = none."""
     cache_days: NonNegativeFloat = 0.0
     """Pages that were found more days ago are asked for again; 0 = never."""
@@ -36,14 +35,14 @@ class Retriever(Remote):
     """A retriever behind `POST /retrieve`: `search.type` or `evaluation.engine` is `retriever`."""
 
     url: str = "http://127.0.0.1:8000/retrieve"
-    """Its address. A bearer token is taken from the environment variable ZEROSEARCH_TOKEN."""
+    """Its address, without a query. A bearer token is taken from the environment variable ZEROSEARCH_TOKEN."""
     protocol: Literal["search-r1", "zerosearch"] = "search-r1"
     """`search-r1` (`queries`, `topk`, `return_scores`) or `zerosearch` (`query`, `top_k`)."""
 
     @field_validator("url")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        return address("search.retriever.url", value, "http://127.0.0.1:8000/retrieve")
+        return address("search.retriever.url", value, "http://127.0.0.1:8000/retrieve", "ZEROSEARCH_TOKEN")
 
 
 class SerpApi(Remote):
@@ -57,16 +56,23 @@ class SerpApi(Remote):
     @field_validator("url")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        return address("search.serpapi.url", value, "https://serpapi.com")
+        return address("search.serpapi.url", value, "https://serpapi.com", "SER_API_KEY")
 
 
-def address(key: str, url: str, example: str) -> str:
-    """The address, where it is one that may be written into the run folder."""
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f'{key} is "{url}", which is no address; write it like {example}')
-    if urlsplit(url).username is not None:
+def address(key: str, url: str, example: str, variable: str) -> str:
+    """The address, where it is one that may be written into the run folder.
+
+    variable: of the environment, from which a token or key is taken.
+
+    Raises:
+        ValueError: it is no address, or may hold a secret; the sentence repeats none.
+    """
+    if (named := "@" in url.partition("://")[2].partition("/")[0]) or "?" in url:
+        what = "a name or a password" if named else "a query (what follows the ?)"
         raise ValueError(
-            f"{key} holds a name or a password, which the run folder would keep; leave it out (a token or key is taken "
-            "from the environment)"
+            f"{key} holds {what}, which the run folder would keep; leave it out, and put a token or key into the "
+            f"environment variable {variable}"
         )
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f'{key} holds "{url}", which is no address; write it like {example}')
     return url

@@ -1,8 +1,23 @@
 """What a table of a recipe is, and the kinds of numbers in it."""
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _from_home(path: str) -> str:
+    """The path with the user's home folder in place of a leading `~`."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise PydanticCustomError("home", "a path in a home folder that is known") from None
+
+
+FilePath = Annotated[str, AfterValidator(_from_home)]
+NonEmptyPath = Annotated[str, Field(min_length=1), AfterValidator(_from_home)]
+"""Text that names a file or a folder, or may name one."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]

@@ -145,7 +145,7 @@ def _write_pages(source: Source, asked: Sequence[SearchTurn], stage: StageFile, 
         engines[noise].counts = PageCounts(counted)
     real = None if all(turn.documents for turn in asked) else real_engine(recipe, real_kind(recipe))
     pages_asked = len(asked) * (len(engines) + (real is not None))
-    failed = 0
+    failed = int(stage.summary.get("failed", 0))
     for start in range(stage.done, len(asked), PART):
         part = asked[start : start + PART]
         pages = asyncio.run(_pages_for(part, real, engines, recipe.search.k))
@@ -167,7 +167,7 @@ def _write_pages(source: Source, asked: Sequence[SearchTurn], stage: StageFile, 
             for turn, (found, written) in zip(part, pages, strict=True)
         ]
         counts = {noise: engine.counts.to_json() for noise, engine in engines.items()}
-        stage.add(rows, start + len(part), counts=counts)
+        stage.add(rows, start + len(part), counts=counts, failed=failed)
         display.update(start + len(part), failed=failed)
 
 

@@ -22,12 +22,12 @@ WORDS = ("", "world", "embedded", "chat", "completion")
 
 
 def absolute(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths in place of those that begin in the working folder or with `~`."""
+    """The recipe with absolute paths in place of those that begin in the working folder."""
     table = recipe.model_dump()
     served = ["simulation.model"] if recipe.simulation.url else []
     for key in (*FOUND, *MADE):
         section, name = _place(table, key)
-        path = Path(section[name]).expanduser()
+        path = Path(section[name])
         if section[name] not in WORDS and key not in served and (key in MADE or path.exists()):
             section[name] = str(path.absolute())
     return Recipe.model_validate(table)

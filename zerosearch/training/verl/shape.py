@@ -62,7 +62,7 @@ KNOWN = {
 
 def shape_of(name: str) -> Shape | None:
     """The shape of a model by its folder or its hub id; None where neither tells."""
-    config = Path(name).expanduser() / "config.json"
+    config = Path(name, "config.json")
     if config.is_file():
         return _from_config(json.loads(config.read_text("utf-8")))
     return KNOWN.get(name.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Base"))
