@@ -145,7 +145,6 @@ def test_a_model_is_measured_without_a_run_of_its_own(
     assert not list((measured / "checkpoints").iterdir())
     assert not zerosearch("eval", "world", f"model.name={model}", *small, "resume=true", "--name", "again")
     assert list(results(measured)["systems"])[-1] == "again"
-    assert not zerosearch("ask", "Who?", "--run", str(measured))
     capsys.readouterr()
     assert zerosearch("eval", "world", f"model.name={model}") == 2
     assert "already holds a run" in capsys.readouterr().err
