@@ -124,9 +124,10 @@ def test_every_benchmark_has_its_place_in_the_guide_and_what_it_prints_is_put_th
     guide = tool.GUIDE.read_text()
     for script in (ROOT / "benchmarks").glob("*.py"):
         if "def main()" in script.read_text():
-            text = tool.filled(guide, script.stem, "| a | b |\n")
-            assert f"<!-- {script.stem} -->\n| a | b |\n<!-- end -->" in text
-            assert f"`python benchmarks/{script.name}" in text
+            text = tool.filled(tool.filled(guide, script.stem, "| old |"), script.stem, "| a | b |\n")
+            assert f"<!-- {script.stem} -->\n| a | b |\n<!-- end -->" in text and "| old |" not in text
+            assert text.count(f"`python benchmarks/{script.name}") == 1
+            assert text.index(f"<!-- {script.stem} -->") < text.index(tool.UNMEASURED)
     with pytest.raises(SystemExit, match="no place for 'other'"):
         tool.filled(guide, "other", "text")
     with pytest.raises(SystemExit, match="printed nothing"):

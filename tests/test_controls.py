@@ -124,6 +124,34 @@ def test_a_run_is_measured_under_other_conditions(run: Path) -> None:
     assert results(run)["systems"]["one document"]["conditions"]["k"] == 1
 
 
+def test_a_model_is_measured_without_a_run_of_its_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = shutil.copytree(checkpoints(run / "checkpoints")[-1], tmp_path / "my-policy")
+    small = ["data.test_limit=2", "agent.max_tokens_per_turn=16", "model.dtype=float32"]
+
+    def zerosearch(*line: str) -> int | None:
+        with pytest.raises(SystemExit) as ended:
+            command(line)
+        return ended.value.code  # type: ignore[return-value]
+
+    assert not zerosearch("eval", "world", f"model.name={model}", *small)
+    measured = Path("runs/my-policy")
+    assert not zerosearch("eval", str(measured), "evaluation.k=1")
+    found = results(measured)["systems"]
+    assert list(found) == ["my-policy", "my-policy, evaluation.k=1"]
+    assert {system["conditions"]["model"] for system in found.values()} == {str(model)}
+    assert not list((measured / "checkpoints").iterdir())
+    assert not zerosearch("eval", "world", f"model.name={model}", *small, "resume=true", "--name", "again")
+    assert list(results(measured)["systems"])[-1] == "again"
+    capsys.readouterr()
+    assert zerosearch("eval", "world", f"model.name={model}") == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert zerosearch("eval", str(run), f"model.name={model}") == 2
+    assert "is measured with its own policy" in capsys.readouterr().err
+
+
 def test_a_run_with_a_measurement_of_other_questions_is_still_shown(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

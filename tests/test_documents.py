@@ -7,6 +7,7 @@ second word, as in ```toml my.toml, is a file of that name; a ```text block show
 standing for anything.
 """
 
+import ast
 import re
 import shlex
 import shutil
@@ -249,6 +250,29 @@ def test_what_is_not_printed_is_found(reader: Reader) -> None:
     reader.read(page.format("world-2"))
     with pytest.raises(AssertionError, match="not printed: world-3"):
         reader.read(page.format("world-3"))
+
+
+# Sentences
+
+
+def said_by_the_package() -> str:
+    """Every text in the code, one a line, with … where something is put in."""
+    texts = []
+    for path in (ROOT / "zerosearch").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_the_sentences_that_troubleshooting_explains_are_those_of_the_code() -> None:
+    guide, said = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text("utf-8"), said_by_the_package()
+    cells = re.findall(r"^\|[^|]*\|([^|]*)\|", guide, re.MULTILINE)
+    quoted = [sentence for cell in cells for sentence in re.findall("`([^`]*…[^`]*)`", cell)]
+    assert len(quoted) > 15
+    assert [each for each in quoted if not re.search(re.escape(each).replace("…", ".*"), said)] == []
 
 
 # Links

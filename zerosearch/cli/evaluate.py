@@ -1,4 +1,4 @@
-"""`zerosearch eval`: measure a run's policy again, under other conditions, or against its controls."""
+"""`zerosearch eval`: measure a run's policy again, under other conditions or against its controls; or any model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[str, typer.Argument(help="A run folder; or a recipe, whose model is measured as it is.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]", help="Dotted overrides, such as data.test=questions.jsonl."),
@@ -17,11 +17,11 @@ def evaluate(
         bool, typer.Option("--controls", help="Measure the run's controls, which show what it learned.")
     ] = False,
 ) -> None:
-    """Measure the trained policy of a run with the real engine on the test questions."""
+    """Measure the trained policy of a run, or a model as it is, with the real engine on the test questions."""
     if controls:
         from zerosearch.training.controls import run_controls
 
-        run_controls(run)
+        run_controls(Path(run))
         return
     from zerosearch.training.stages import evaluate_run
 

@@ -404,6 +404,11 @@ class Recipe(Section):
         return self.search.type in ("simulated", "mixed")
 
     @property
+    def learns(self) -> bool:
+        """Whether the policy ends as another one than `model.name`."""
+        return self.warm_start.enabled or self.training.steps > 0
+
+    @property
     def tunes_simulator(self) -> bool:
         """Whether a simulator is tuned before training."""
         return self.simulates and self.simulation.tuning.enabled and self.training.steps > 0

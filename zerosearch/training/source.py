@@ -15,7 +15,7 @@ SIMULATION_MODEL = ("simulation.model", "simulation.url")
 
 
 def last_policy(folder: RunFolder) -> str:
-    """The folder of a run's last policy.
+    """The folder of a run's last policy; of a run that learns nothing, the name of its model.
 
     Raises:
         UserError: the run has no checkpoint yet, or was trained on verl.
@@ -23,7 +23,10 @@ def last_policy(folder: RunFolder) -> str:
     found = sorted(path for path in folder.checkpoints.glob("step-*") if (path / "state.json").is_file())
     if found:
         return str(found[-1])
-    if load_recipe(str(folder.recipe)).trainer == "verl":
+    recipe = load_recipe(str(folder.recipe))
+    if not recipe.learns:
+        return recipe.model.name
+    if recipe.trainer == "verl":
         raise UserError(
             f"{folder.path} was trained on verl, whose checkpoints are shards: write its policy into a folder with "
             f"zerosearch export {folder.path} --out FOLDER, whose README.md says how it is evaluated"
@@ -32,13 +35,17 @@ def last_policy(folder: RunFolder) -> str:
 
 
 def policy_name(folder: RunFolder) -> str:
-    """What a run's last policy is called in its results: `after RL` only where all steps are done, else `step n`.
+    """What a run's last policy is called in its results: `after RL` only where all steps are done, else `step n`; by
+    the name of its model where the run learns nothing.
 
     Raises:
         UserError: see `last_policy`.
     """
-    step = int(Path(last_policy(folder)).name.removeprefix("step-"))
-    return TRAINED if step == load_recipe(str(folder.recipe)).training.steps else f"step {step}"
+    name, recipe = Path(last_policy(folder)).name, load_recipe(str(folder.recipe))
+    if not recipe.learns:
+        return name
+    step = int(name.removeprefix("step-"))
+    return TRAINED if step == recipe.training.steps else f"step {step}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from zerosearch.training.demonstrations import demonstrate, supervised_tree
 from zerosearch.training.engines import TEMPLATE, check_engines
 from zerosearch.training.player import Method, testing_player
 from zerosearch.training.recipe import Recipe
-from zerosearch.training.recipe_file import load_recipe, resolved_toml
+from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
@@ -327,22 +327,42 @@ def report(recipe: Recipe, folder: RunFolder) -> None:
         console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
 
 
-def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> None:
-    """Measure the trained policy of a run again, under a recipe with overrides, and print the results.
+def evaluate_run(source: str | Path, overrides: Sequence[str] = (), name: str = "") -> None:
+    """Measure the trained policy of a run again, or a recipe's model as it is, and print the results.
 
-    name: of the system in `results.json`; empty: `after RL`, or `step n` where the run is not finished, and the
-        overrides.
+    source: a run folder, whose recipe the overrides change for this measurement; or a recipe, see `run_of_model`.
+    name: of the system in `results.json`; empty: that of the policy (`policy_name`), and a run's overrides.
 
     Raises:
-        UserError: there is no trained policy, or an override is wrong.
+        UserError: there is no trained policy, an override is wrong, or names another model than the run's.
     """
-    folder = RunFolder.open(path)
-    recipe = load_recipe(str(folder.recipe), overrides)
+    is_recipe = str(source) in built_in_recipes() or Path(source).suffix == ".toml"
+    folder = run_of_model(str(source), overrides) if is_recipe else RunFolder.open(source)
+    changes = [] if is_recipe else [*overrides]
+    recipe = load_recipe(str(folder.recipe), changes)
+    if recipe.model.name != load_recipe(str(folder.recipe)).model.name:
+        raise UserError(
+            f"{folder.path} is measured with its own policy, not with {recipe.model.name}: name a recipe in its place "
+            f"to measure that model (zerosearch eval world model.name={recipe.model.name})"
+        )
     policy = last_policy(folder)
-    system = name or ", ".join([policy_name(folder), *overrides])
+    system = name or ", ".join([policy_name(folder), *changes])
     title, stages = f"evaluation of {folder.path.name}", [f"evaluation {system}"]
     shown = open_display(title, stages, live=recipe.report.live)
     with shown as display, closing(Run(recipe, folder, display)) as run:
         run.take_policy(policy)
         measure(run, system, run.test_engine, step=steps_done(folder.checkpoints))
     show_results(folder.read_results())
+
+
+def run_of_model(name: str, overrides: Sequence[str]) -> RunFolder:
+    """The folder of a run that learns nothing, under a recipe with overrides: `output` where one says so, else
+    runs/<model>.
+
+    Raises:
+        UserError: the folder is taken, or an override is wrong.
+    """
+    recipe = load_recipe(name, [*overrides, "warm_start.enabled=false", "training.steps=0"])
+    if not any(override.startswith("output=") for override in overrides):
+        recipe = recipe.model_copy(update={"output": f"runs/{Path(recipe.model.name).name}"})
+    return open_folder(recipe)
