@@ -15,11 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """New tokens of the sequence in one slot: they continue its first `start` tokens."""
+    """New tokens of the sequence in one slot: they continue its first `start` tokens.
+
+    drafted: how many of them, the last ones, are no more than guesses.
+    """
 
     slot: int
     start: int
     length: int
+    drafted: int = 0
+
+    @property
+    def single(self) -> bool:
+        """Whether only one of the tokens is no guess."""
+        return self.length == 1 + self.drafted
 
 
 class SlotCache:
@@ -71,44 +80,55 @@ class SlotCache:
 
 
 class CacheAttention:
-    """Attention of one ragged batch: first the chunks of one token, then the longer ones, in order.
+    """Attention of one ragged batch: first the chunks of a single token and its draft, then the longer ones, in order.
 
-    The single tokens of all slots are mixed by two batched products over the slots' memory as it lies,
-    without copying it; a slot that takes no part is computed and thrown away. Where those are most, the memory
-    of the others is copied together first.
+    The single tokens of all slots and their drafts are mixed by two batched products over the slots' memory as it lies,
+    without copying it; a slot that takes no part is computed and thrown away. Where those are most, the memory of the
+    others is copied together first. Each slot has as many rows as the longest of these chunks has tokens: reading keys
+    and values costs more than a row.
     """
 
     def __init__(self, cache: SlotCache, chunks: list[Chunk]):
         cache.reserve(max(chunk.start + chunk.length for chunk in chunks))
         device, dtype = cache.keys[0].device, cache.keys[0].dtype
         self.cache = cache
-        self.single = [chunk for chunk in chunks if chunk.length == 1]
-        self.long = [chunk for chunk in chunks if chunk.length > 1]
-        assert chunks == self.single + self.long, "single tokens come first"
-        if self.single:
-            slots = torch.tensor([chunk.slot for chunk in self.single], device=device)
-            places = torch.tensor([chunk.start for chunk in self.single], device=device)
-            high = max(chunk.slot for chunk in self.single) + 1
-            self.gathered = slots if 2 * len(self.single) <= high else None
+        single = [chunk for chunk in chunks if chunk.single]
+        self.long = [chunk for chunk in chunks if not chunk.single]
+        assert chunks == single + self.long, "single tokens come first"
+        self.tokens = sum(chunk.length for chunk in single)
+        if single:
+            slots = torch.tensor([chunk.slot for chunk in single], device=device)
+            lengths = torch.tensor([chunk.length for chunk in single], device=device)
+            starts = torch.tensor([chunk.start for chunk in single], device=device)
+            self.most = max(chunk.length for chunk in single)
+            chunk_T = torch.arange(len(single), device=device).repeat_interleave(lengths)
+            order_T = torch.arange(self.tokens, device=device) - (lengths.cumsum(0) - lengths)[chunk_T]
+            places_T = starts[chunk_T] + order_T
+            high = max(chunk.slot for chunk in single) + 1
+            self.gathered = slots if 2 * len(single) <= high else None
             # Row of each token in the memory that is mixed, and how much of a slot's memory that is.
-            self.seats = torch.arange(len(slots), device=device) if self.gathered is not None else slots
-            self.seat_count = len(slots) if self.gathered is not None else high
-            self.total = max(chunk.start for chunk in self.single) + 1 if self.gathered is not None else cache.room
-            ends = torch.zeros(self.seat_count, dtype=torch.long, device=device)
-            ends[self.seats] = places
+            seats = torch.arange(len(slots), device=device) if self.gathered is not None else slots
+            self.seats = len(slots) if self.gathered is not None else high
+            self.seat_rows_T = seats[chunk_T] * self.most + order_T
+            self.dense = self.gathered is not None and self.tokens == self.seats * self.most
+            self.total = (
+                max(chunk.start + chunk.length for chunk in single) if self.gathered is not None else cache.room
+            )
+            ends = torch.zeros(self.seats * self.most, dtype=torch.long, device=device)
+            ends[self.seat_rows_T] = places_T
             hidden = torch.arange(self.total, device=device)[None] > ends[:, None]
-            self.bias = torch.zeros(hidden.shape, dtype=dtype, device=device)
-            self.bias.masked_fill_(hidden, float("-inf"))
-            rows = slots[:, None] * cache.groups + torch.arange(cache.groups, device=device)
-            self.rows = (rows * cache.room + places[:, None]).flatten()
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+            self.bias = bias.view(self.seats, 1, self.most, 1, self.total)
+            groups_T = slots[chunk_T, None] * cache.groups + torch.arange(cache.groups, device=device)
+            self.cache_rows = (groups_T * cache.room + places_T[:, None]).flatten()
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         parts = []
-        count = len(self.single)
+        count = self.tokens
         if count:
             for memory, new in ((keys, keys_TGD), (values, values_TGD)):
-                memory.flatten(0, 2).index_copy_(0, self.rows, new[:count].flatten(0, 1))
+                memory.flatten(0, 2).index_copy_(0, self.cache_rows, new[:count].flatten(0, 1))
             parts.append(self._mix_single(keys, values, queries_THD[:count]))
         for chunk in self.long:
             end = chunk.start + chunk.length
@@ -120,16 +140,21 @@ class CacheAttention:
             count += chunk.length
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _mix_single(self, keys_SGLD: Tensor, values_SGLD: Tensor, queries_BHD: Tensor) -> Tensor:
-        _, heads, width = queries_BHD.shape
-        seats, groups, queries = self.seat_count, keys_SGLD.shape[1], queries_BHD
+    def _mix_single(self, keys_SGLD: Tensor, values_SGLD: Tensor, queries_THD: Tensor) -> Tensor:
+        """Groups G, query heads of a group H / G, seats S and rows of a seat Q; Q = 1 copies nothing more."""
+        _, heads, width = queries_THD.shape
+        seats, most, groups, total, queries = self.seats, self.most, keys_SGLD.shape[1], self.total, queries_THD
+        if not self.dense:
+            queries = queries.new_zeros(seats * most, heads, width).index_copy_(0, self.seat_rows_T, queries)
         if self.gathered is None:
-            queries = queries.new_zeros(seats, heads, width).index_copy_(0, self.seats, queries)
             keys, values = keys_SGLD[:seats], values_SGLD[:seats]
         else:
-            keys, values = keys_SGLD[self.gathered, :, : self.total], values_SGLD[self.gathered, :, : self.total]
-        queries = queries.reshape(seats * groups, heads // groups, width)
-        scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)).view(seats, heads, self.total)
-        weights = (scores + self.bias[:, None]).softmax(-1).view(seats * groups, heads // groups, self.total)
-        mixed = torch.bmm(weights, values.flatten(0, 1)).view(seats, heads, width)
-        return mixed if self.gathered is not None else mixed[self.seats]
+            keys, values = keys_SGLD[self.gathered, :, :total], values_SGLD[self.gathered, :, :total]
+        share = heads // groups
+        queries_SGQHD = queries.reshape(seats, most, groups, share, width).transpose(1, 2)
+        queries = queries_SGQHD.reshape(seats * groups, most * share, width)
+        scores = torch.bmm(queries, keys.flatten(0, 1).transpose(1, 2)).view(seats, groups, most, share, total)
+        weights = (scores + self.bias).softmax(-1).view(seats * groups, most * share, total)
+        mixed = torch.bmm(weights, values.flatten(0, 1)).view(seats, groups, most, share, width)
+        mixed = mixed.transpose(1, 2).reshape(seats * most, heads, width)
+        return mixed if self.dense else mixed[self.seat_rows_T]

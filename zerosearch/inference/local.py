@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ import torch
 
 from zerosearch.errors import UserError
 from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
+from zerosearch.inference.drafts import Drafts
 from zerosearch.inference.layout import Layout
 from zerosearch.inference.sampler import Sample, Sampler, SamplingRequest, StopReason
 
@@ -89,6 +91,10 @@ class Active:
     sampled: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
 
+    def add(self, token: int, log_prob: float) -> None:
+        self.sampled.append(token)
+        self.log_probs.append(log_prob)
+
     def finish(self, reason: StopReason) -> None:
         if not self.future.done():
             self.future.set_result(Sample(tuple(self.sampled), tuple(self.log_probs), reason))
@@ -152,26 +158,27 @@ def inverse_sample(probs_BV: torch.Tensor, draws_B: torch.Tensor) -> torch.Tenso
     return (block_B1 * size + torch.minimum(inside_B1, last_B1))[:, 0]
 
 
-def draw(batch: Sequence[Active], logits_BV: torch.Tensor) -> list[int]:
-    """Draw the next token of each request from its row of logits, which are overwritten, and add it to the sample."""
-    device = logits_BV.device
-    temperatures = torch.tensor([active.request.temperature for active in batch], device=device)
+def draw(
+    requests: Sequence[SamplingRequest], positions: Sequence[int], logits_RV: torch.Tensor
+) -> list[tuple[int, float]]:
+    """Draw the token at a position of each request's sample from its row of logits, which are overwritten.
+
+    Returns each token with its log-probability.
+    """
+    device = logits_RV.device
+    temperatures = torch.tensor([request.temperature for request in requests], device=device)
     greedy = temperatures == 0
-    probs = torch.softmax(logits_BV.div_(torch.where(greedy, 1.0, temperatures)[:, None]), dim=-1)
+    probs = torch.softmax(logits_RV.div_(torch.where(greedy, 1.0, temperatures)[:, None]), dim=-1)
     if bool(greedy.all()):
         tokens = probs.argmax(-1)
     else:
-        seeds = np.array([active.request.seed & (2**64 - 1) for active in batch], dtype=np.uint64)
-        positions = np.array([len(active.sampled) for active in batch], dtype=np.uint64)
-        tokens = inverse_sample(probs, torch.from_numpy(uniform_draws(seeds, positions)).to(device))
+        seeds = np.array([request.seed & (2**64 - 1) for request in requests], dtype=np.uint64)
+        draws = uniform_draws(seeds, np.array(positions, dtype=np.uint64))
+        tokens = inverse_sample(probs, torch.from_numpy(draws).to(device))
         if bool(greedy.any()):
             tokens = torch.where(greedy, probs.argmax(-1), tokens)
     chosen = probs.gather(-1, tokens[:, None])[:, 0].log()
-    drawn: list[int] = tokens.tolist()
-    for active, token, log_prob in zip(batch, drawn, chosen.tolist(), strict=True):
-        active.sampled.append(token)
-        active.log_probs.append(log_prob)
-    return drawn
+    return list(zip(tokens.tolist(), chosen.tolist(), strict=True))
 
 
 class QueuedSampler(ABC):
@@ -223,11 +230,17 @@ class LocalSampler(QueuedSampler):
     """Continues token ids with a Llama, Qwen2 or Qwen3 model, of whose weights it holds its own copy (see `Layout`).
 
     slots: how many sequences are held at once. length: the longest sequence, in tokens. dtype: of the products.
+    drafts: tokens that a draft holds at most (see `Drafts`); 0: none. A draft follows the tokens of a sequence into the
+    same step, which reads weights, keys and values once for all of them; what is drawn is the same without.
+    tokens_drafted, tokens_accepted: since it was made; accepted are those that were drawn, too.
     """
 
     prefill_tokens = 768
     """At most so many prompt and observation tokens enter one step, so that decoding never waits long; a longer
     prompt enters alone."""
+
+    drafted_tokens = 96
+    """At most so many drafted tokens enter one step."""
 
     worth_waiting = 16
     """A request waits for a slot that is about to know so many more of its first tokens than any slot knows."""
@@ -240,8 +253,10 @@ class LocalSampler(QueuedSampler):
         length: int = 768,
         lane: Lane | None = None,
         dtype: torch.dtype = torch.float32,
+        drafts: int = 0,
     ):
         super().__init__(model, tokenizer, length, lane)
+        self.drafts = Drafts(drafts)
         self.layout = Layout(model, dtype)
         self.cache = SlotCache(model.config, slots, length, dtype, model.device)
         self._known = np.full((slots, length), -1, dtype=np.int64)
@@ -250,7 +265,7 @@ class LocalSampler(QueuedSampler):
         self._last_used = np.zeros(slots, dtype=np.int64)
         self._taken = np.zeros(slots, dtype=bool)
         self._clock = 0
-        self.tokens_prefilled = 0
+        self.tokens_prefilled = self.tokens_drafted = self.tokens_accepted = 0
 
     def take_weights(self, model: "PreTrainedModel") -> None:
         self.layout = Layout(model, self.layout.dtype)
@@ -260,6 +275,7 @@ class LocalSampler(QueuedSampler):
         self._known_length[:] = 0
         self._last_used[:] = 0
         self.cache.clear()
+        self.drafts.clear()
 
     def fail(self, error: Exception) -> None:
         super().fail(error)
@@ -273,24 +289,21 @@ class LocalSampler(QueuedSampler):
         rows = sorted(self._active, key=lambda active: self._missing(active) > 1)
         chunks: list[Chunk] = []
         batch: list[Active] = []
-        budget = self.prefill_tokens
+        budget, drafted_tokens = self.prefill_tokens, self.drafted_tokens
         for active in rows:
             missing = self._missing(active)
             if missing > 1 and budget < min(missing, self.prefill_tokens):
                 continue
             budget -= missing if missing > 1 else 0
-            chunks.append(Chunk(active.slot, int(self._known_length[active.slot]), missing))
+            drafted = self._draft(active, drafted_tokens)
+            drafted_tokens -= drafted
+            chunks.append(Chunk(active.slot, int(self._known_length[active.slot]), missing + drafted, drafted))
             batch.append(active)
         if not batch:
             return []
-        logits = self._forward(batch, chunks)
-        self._draw(batch, logits)
-        finished: list[tuple[Active, StopReason]] = []
-        for active in batch:
-            reason = stop_reason(active, self.tokenizer, self._end_ids)
-            if reason:
-                finished.append((active, reason))
-                self._taken[active.slot] = False
+        finished = self._draw(batch, chunks, self._forward(batch, chunks))
+        for active, _ in finished:
+            self._taken[active.slot] = False
         done = {id(active) for active, _ in finished}
         self._active = [active for active in self._active if id(active) not in done]
         return finished
@@ -303,6 +316,15 @@ class LocalSampler(QueuedSampler):
 
     def _missing(self, active: Active) -> int:
         return len(active.request.token_ids) + len(active.sampled) - int(self._known_length[active.slot])
+
+    def _draft(self, active: Active, most: int) -> int:
+        """Write a draft behind a request's tokens and return its length; the token after it has room, too."""
+        end = len(active.request.token_ids) + len(active.sampled)
+        room = active.request.max_tokens - len(active.sampled) - 1
+        known = self._known[active.slot]
+        draft = self.drafts.guess(known[max(0, end - self.drafts.before) : end].tolist(), min(most, room))
+        known[end : end + len(draft)] = draft
+        return len(draft)
 
     def _admit(self) -> None:
         """Give waiting requests a slot, reusing what any slot knows of their tokens.
@@ -348,27 +370,55 @@ class LocalSampler(QueuedSampler):
         self._waiting.extendleft(reversed(later))
 
     def _forward(self, batch: list[Active], chunks: list[Chunk]) -> torch.Tensor:
-        ids, positions, last = [], [], []
+        """Return the logits (R, V) after each chunk's last token that is not drafted and after each drafted one."""
+        ids, positions, rows = [], [], []
+        end = 0
         for chunk in chunks:
             ids.append(self._known[chunk.slot, chunk.start : chunk.start + chunk.length])
             positions.append(np.arange(chunk.start, chunk.start + chunk.length))
-            last.append(chunk.length)
+            end += chunk.length
+            rows.append(np.arange(end - 1 - chunk.drafted, end))
         device = self.layout.device
         hidden = self.layout.hidden_states(
             torch.from_numpy(np.concatenate(ids)).to(device),
             torch.from_numpy(np.concatenate(positions)).to(device),
             CacheAttention(self.cache, chunks),
         )
-        for active, chunk in zip(batch, chunks, strict=True):
-            self._known_length[active.slot] = chunk.start + chunk.length
-            self.tokens_prefilled += chunk.length - 1
-        self.tokens_sampled += len(batch)
-        ends = torch.from_numpy(np.cumsum(last) - 1).to(device)
-        return self.layout.output(hidden[ends]).float()
+        return self.layout.output(hidden[torch.from_numpy(np.concatenate(rows)).to(device)]).float()
 
-    def _draw(self, batch: list[Active], logits_BV: torch.Tensor) -> None:
-        for active, token in zip(batch, draw(batch, logits_BV), strict=True):
-            self._known[active.slot, len(active.request.token_ids) + len(active.sampled) - 1] = token
+    def _draw(
+        self, batch: list[Active], chunks: list[Chunk], logits_RV: torch.Tensor
+    ) -> list[tuple[Active, StopReason]]:
+        """Draw after each place that there are logits of; keep what is drawn up to the first that the draft missed.
+
+        That one is right, too: the tokens before it are those that were drawn. Returns the requests that end.
+        """
+        places = [
+            (active, place) for active, chunk in zip(batch, chunks, strict=True) for place in range(1 + chunk.drafted)
+        ]
+        positions = [len(active.sampled) + place for active, place in places]
+        drawn = iter(draw([active.request for active, _ in places], positions, logits_RV))
+        finished: list[tuple[Active, StopReason]] = []
+        for active, chunk in zip(batch, chunks, strict=True):
+            known, end = self._known[chunk.slot], chunk.start + chunk.length - chunk.drafted
+            draft = known[end : end + chunk.drafted].tolist()
+            kept = 0
+            for (token, log_prob), guess in zip(list(islice(drawn, 1 + chunk.drafted)), [*draft, -1], strict=True):
+                active.add(token, log_prob)
+                known[end + kept] = token
+                kept += 1
+                self.tokens_accepted += token == guess
+                if reason := stop_reason(active, self.tokenizer, self._end_ids):
+                    finished.append((active, reason))
+                if reason or token != guess:
+                    break
+            # The last token's keys and values come with the next step, and lie over those of the draft.
+            self._known_length[chunk.slot] = end + kept - 1
+            self.drafts.learn(known[max(0, end - self.drafts.before) : end + kept].tolist(), kept)
+            self.tokens_prefilled += chunk.length - chunk.drafted - 1
+            self.tokens_drafted += chunk.drafted
+            self.tokens_sampled += kept
+        return finished
 
 
 def _leading(true_SL: np.ndarray) -> np.ndarray:

@@ -121,13 +121,15 @@ class Draws(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         rows = [row for row, reason in enumerate(self.reasons) if reason is None]
         active = [self._batch[row] for row in rows]
-        tokens = draw(active, scores[rows].float())
-        for row, each in zip(rows, active, strict=True):
-            self.reasons[row] = self._stop_reason(each)
+        positions = [len(each.sampled) for each in active]
+        drawn = draw([each.request for each in active], positions, scores[rows].float())
         only = torch.full_like(scores, float("-inf"))
         only[:, 0] = 0
         only[rows] = float("-inf")
-        only[rows, tokens] = 0
+        for row, each, (token, log_prob) in zip(rows, active, drawn, strict=True):
+            each.add(token, log_prob)
+            self.reasons[row] = self._stop_reason(each)
+            only[row, token] = 0
         return only
 
 
