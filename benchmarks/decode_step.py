@@ -2,7 +2,9 @@
 
 `python benchmarks/decode_step.py` prints the median milliseconds of both and their ratio for several batches. Both run
 over the same memory of keys and values, and take turns, so that what else the machine does falls on both. Below stands
-what else belongs to a step of the sampler: drawing the tokens, and what Python does for each sequence. `--compile` adds
+what else belongs to a step of the sampler: drawing the tokens, and what Python does for each sequence. `--drafts` adds
+what a step takes where so many drafted tokens follow the last one of each sequence, and what a token takes if all of
+them are right. `--compile` adds
 what `torch.compile` makes of the layout's step, and how long it takes to; its weights are not packed, since the
 compiler cannot lower products with packed ones.
 """
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--context", type=int, default=250, help="tokens that each sequence holds")
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 32, 64])
+    parser.add_argument("--drafts", type=int, nargs="+", default=[], help="drafted tokens of each sequence")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--compile", action="store_true", help="measure the compiled layout, too")
     given = parser.parse_args()
@@ -51,6 +54,14 @@ def main() -> None:
     print("\n| sequences | step of the sampler, ms | drawing, ms | Python, ms | Python |\n|---|---|---|---|---|")
     for batch, (whole, drawing, rest) in zip(given.batches, sampler_parts, strict=True):
         print(f"| {batch} | {whole * 1e3:.1f} | {drawing * 1e3:.2f} | {rest * 1e3:.2f} | {rest / whole:.1%} |")
+    if given.drafts:
+        print("\n| sequences | drafted for each | step, ms | without, ms | ratio | a token if all are right, ms |")
+        print("|---|---|---|---|---|---|")
+    for batch in given.batches:
+        for drafted in given.drafts:
+            plain, ours = drafted_steps(layout, model, batch, given.context, drafted, given.repeats)
+            row = f"| {batch} | {drafted} | {ours * 1e3:.1f} | {plain * 1e3:.1f} | {ours / plain:.2f} |"
+            print(f"{row} {ours / batch / (1 + drafted) * 1e3:.2f} |")
     if given.compile:
         print("\n| sequences | layout, ms | compiled, ms | ratio | first step, s |\n|---|---|---|---|---|")
         layouts._can_be_packed = lambda *_: False
@@ -68,6 +79,18 @@ def steps(model: Any, layout: Layout, batch: int, context: int, repeats: int) ->
         lambda: layout.output(layout.hidden_states(ids, positions, attention())),
         repeats,
     )
+
+
+def drafted_steps(
+    layout: Layout, model: Any, batch: int, context: int, drafted: int, repeats: int
+) -> tuple[float, float]:
+    """Median seconds of a step without drafts and of one with so many drafted tokens for each sequence."""
+
+    def step(drafted: int) -> Callable[[], object]:
+        ids, positions, attention = work(model, layout, batch, context, drafted)
+        return lambda: layout.output(layout.hidden_states(ids, positions, attention()))
+
+    return side_by_side(step(0), step(drafted), repeats)
 
 
 def compiled_steps(
@@ -90,12 +113,13 @@ def compiled_steps(
 
 
 def work(
-    model: Any, layout: Layout, batch: int, context: int
+    model: Any, layout: Layout, batch: int, context: int, drafted: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, Callable[[], CacheAttention]]:
     """Ids and positions of the next tokens of so many sequences, and what attends to what they hold."""
-    cache = SlotCache(model.config, batch, context + 1, layout.dtype, model.device)
-    chunks = [Chunk(slot, context, 1) for slot in range(batch)]
-    ids, positions = torch.randint(100, 10_000, (batch,)), torch.full((batch,), context)
+    count = 1 + drafted
+    cache = SlotCache(model.config, batch, context + count, layout.dtype, model.device)
+    chunks = [Chunk(slot, context, count, drafted) for slot in range(batch)]
+    ids, positions = torch.randint(100, 10_000, (batch * count,)), torch.arange(context, context + count).repeat(batch)
     return ids, positions, lambda: CacheAttention(cache, chunks)
 
 

@@ -58,7 +58,7 @@ def uneven(episodes: list[Recorded]) -> list[Recorded]:
     for episode in episodes:
         turns = [*episode.turns[:-1], *episode.turns[:-1]][: draw.randint(0, 3)]
         turns = [(max(4, round(length * draw.uniform(0.5, 2))), page) for length, page in [*turns, episode.turns[-1]]]
-        changed.append(Recorded(episode.prompt, turns))
+        changed.append(Recorded(episode.prompt, turns, []))
     return changed
 
 

@@ -7,14 +7,17 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zerosearch.agent.episode import EpisodeSettings
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
 from zerosearch.data.world import build_world
+from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.training.demonstrations import demonstrate
+from zerosearch.training.trainer import STAGE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,10 +27,14 @@ SETTINGS = EpisodeSettings(max_turns=3, k=3, max_tokens_per_turn=72, max_observa
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """An episode's prompt, and its turns: how many tokens the policy writes, and the page that follows (or nothing)."""
+    """An episode's prompt, and its turns: how many tokens the policy writes, and the page that follows (or nothing).
+
+    written: what it wrote, turn by turn; nothing where the lengths were changed.
+    """
 
     prompt: list[int]
     turns: list[tuple[int, list[int]]]
+    written: list[list[int]]
 
     @property
     def policy_tokens(self) -> int:
@@ -44,6 +51,17 @@ def trajectories(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[Traje
 
 def recorded(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[Recorded]:
     return list(map(_recorded, trajectories(tokenizer, count)))
+
+
+def of_last_step(run: Path) -> list[Trajectory]:
+    """The episodes of a run's last step of reinforcement."""
+    rows = list(RunFolder.open(run).read_trajectories(STAGE))
+    last = max(row["step"] for row in rows)
+    return [Trajectory.from_json(row) for row in rows if row["step"] == last]
+
+
+def recorded_in(run: Path) -> list[Recorded]:
+    return list(map(_recorded, of_last_step(run)))
 
 
 def groups_of_four(tokenizer: "PreTrainedTokenizerBase", count: int) -> list[list[Trajectory]]:
@@ -68,8 +86,8 @@ def _reworded(trajectory: Trajectory, sample: int) -> Trajectory:
 def _recorded(trajectory: Trajectory) -> Recorded:
     prompt, *rest = trajectory.segments
     pages = [list(segment.token_ids) for segment in rest if segment.kind == "observation"]
-    lengths = [len(segment.token_ids) for segment in rest if segment.kind == "policy"]
-    return Recorded(list(prompt.token_ids), list(zip(lengths, [*pages, []], strict=True)))
+    written = [list(segment.token_ids) for segment in rest if segment.kind == "policy"]
+    return Recorded(list(prompt.token_ids), list(zip(map(len, written), [*pages, []], strict=True)), written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,4 +118,4 @@ def lengths(episodes: Sequence[Recorded]) -> str:
     """What the episodes are like, in a sentence."""
     total = sum(len(e.prompt) + sum(length + len(page) for length, page in e.turns) for e in episodes)
     written = sum(e.policy_tokens for e in episodes)
-    return f"{len(episodes)} episodes of two searches, {total} tokens, of which the policy writes {written}"
+    return f"{len(episodes)} episodes, {total} tokens, of which the policy writes {written}"

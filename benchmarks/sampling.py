@@ -5,6 +5,11 @@ the recorded number of tokens in each turn and the recorded page after it. `gene
 of the fastest size; vLLM (`--vllm`, where it is installed) keeps prefixes and runs all episodes at once. All draw from
 the whole distribution. The local sampler and vLLM also return the log-probability of each token, `generate` does not:
 it would have to keep the logits of all its steps.
+
+`--drafts 4` also measures drafts of at most 4 tokens, on the text that was recorded: what is drafted depends on what is
+written, so the local sampler writes that text then, with and without drafts. `--run RUN` takes the episodes of that
+run's last step of reinforcement, which repeat each other as a policy's do. The share of drafted tokens that were right,
+and the steps, are printed.
 """
 
 import argparse
@@ -13,14 +18,17 @@ import os
 import statistics
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from measuring import by_turns, table
-from recorded import Recorded, lengths, recorded
+from recorded import Recorded, lengths, recorded, recorded_in
 from transformers import GenerationConfig
 
-from zerosearch.inference.local import LocalSampler
+from zerosearch.inference.cache import Chunk
+from zerosearch.inference.drafts import Drafts
+from zerosearch.inference.local import Active, LocalSampler
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer
 from zerosearch.inference.sampler import SamplingRequest
 
@@ -32,12 +40,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slots", type=int, default=48)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64], help="sizes tried with generate")
+    parser.add_argument("--drafts", type=int, default=0, help="tokens of a draft at most; 0: drafts are not measured")
+    parser.add_argument("--run", type=Path, help="a run folder whose last step's episodes are taken")
     parser.add_argument("--vllm", action="store_true", help="measure vLLM, too")
     given = parser.parse_args()
     keep_freed_memory()
     dtype = compute_dtype("auto")
     tokenizer = load_tokenizer(given.model)
-    episodes = recorded(tokenizer, given.episodes)
+    episodes = recorded_in(given.run) if given.run else recorded(tokenizer, given.episodes)
     tokens = sum(episode.policy_tokens for episode in episodes)
     model = load_model(given.model)
     sampler = LocalSampler(model, tokenizer, given.slots, 1024, dtype=dtype)
@@ -47,6 +57,10 @@ def main() -> None:
         "local sampler": lambda: asyncio.run(all_episodes(sampler, episodes)),
         **{f"generate, batches of {size}": lambda size=size: generate(plain, episodes, size) for size in given.batches},
     }
+    writer = Writer(model, tokenizer, given.slots, episodes, dtype) if given.drafts else None
+    if writer:
+        systems["local sampler, recorded text"] = lambda: writer.write(0)
+        systems[f"local sampler, recorded text, drafts of {given.drafts}"] = lambda: writer.write(given.drafts)
     names = ["torch", "transformers"]
     if given.vllm:
         systems["vllm, prefix caching"] = vllm_system(given.model, episodes)
@@ -57,6 +71,41 @@ def main() -> None:
     generates = [name for name in seconds if name.startswith("generate")]
     slower = sorted(generates, key=lambda name: statistics.median(seconds[name]))[1:]
     print(table({name: values for name, values in seconds.items() if name not in slower}, "local sampler", tokens))
+    if writer:
+        print("\n| drafts | steps | drafted tokens | of which were right |\n|---|---|---|---|")
+        for most, (steps, drafted, right) in writer.counted.items():
+            print(f"| {most} | {steps} | {drafted} | {f'{right / drafted:.1%}' if drafted else ''} |")
+
+
+class Writer(LocalSampler):
+    """Computes as the sampler does, and draws what was recorded.
+
+    counted: by the most tokens of a draft, the steps of all episodes, the drafted tokens and those that were right.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, slots: int, episodes: list[Recorded], dtype: torch.dtype):
+        super().__init__(model, tokenizer, slots, 1024, dtype=dtype)
+        self._end_ids = frozenset()
+        self._episodes = episodes
+        self._steps = 0
+        self.counted: dict[int, tuple[int, int, int]] = {}
+
+    def write(self, drafts: int) -> None:
+        self.drafts = Drafts(drafts)
+        self._steps = self.tokens_drafted = self.tokens_accepted = 0
+        asyncio.run(all_episodes(self, self._episodes))
+        self.counted[drafts] = self._steps, self.tokens_drafted, self.tokens_accepted
+
+    def _forward(self, batch: list[Active], chunks: list[Chunk]) -> torch.Tensor:
+        self._steps += 1
+        logits = super()._forward(batch, chunks)
+        tokens = []
+        for active, chunk in zip(batch, chunks, strict=True):
+            number, turn = divmod(active.request.seed, 10)
+            start = len(active.sampled)
+            tokens += self._episodes[number].written[turn][start : start + 1 + chunk.drafted]
+        logits[range(len(tokens)), tokens] = 1e4
+        return logits
 
 
 async def all_episodes(sampler: LocalSampler, episodes: list[Recorded]) -> None:

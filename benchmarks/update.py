@@ -19,15 +19,13 @@ from typing import Any
 
 import torch
 from measuring import begin_peak, peak
-from recorded import groups_of_four
+from recorded import groups_of_four, of_last_step
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
-from zerosearch.report.run_folder import RunFolder
 from zerosearch.training.lessons import episodes_of, judged, lessons
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
-from zerosearch.training.trainer import STAGE
 from zerosearch.training.update import update_policy
 
 SYSTEMS = ("ours", "padded")
@@ -111,13 +109,9 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
 
 def read_groups(given: argparse.Namespace) -> list[Group]:
     if given.run:
-        rows = list(RunFolder.open(given.run).read_trajectories(STAGE))
-        last = max(row["step"] for row in rows)
         members: dict[str, list[Trajectory]] = {}
-        for row in rows:
-            if row["step"] == last:
-                trajectory = Trajectory.from_json(row)
-                members.setdefault(trajectory.question.id, []).append(trajectory)
+        for trajectory in of_last_step(given.run):
+            members.setdefault(trajectory.question.id, []).append(trajectory)
         return [Group(tuple(each), (1.0,) * len(each)) for each in members.values()]
     four = groups_of_four(load_tokenizer(given.model), given.groups)
     return [Group(tuple(each), (1.0,) * len(each)) for each in four]

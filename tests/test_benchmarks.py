@@ -36,17 +36,17 @@ def carry_out(name: str, monkeypatch: pytest.MonkeyPatch, *given: str) -> Module
 
 SMALL = {
     "agreement": ("--episodes", "2", "--batches", "2", "--dtypes", "float32"),
-    "decode_step": ("--context", "20", "--batches", "2", "--repeats", "1"),
+    "decode_step": ("--context", "20", "--batches", "2", "--repeats", "1", "--drafts", "2"),
     "output_layer": ("--tokens", "8", "--chunk", "4", "--repeats", "1"),
-    "sampling": ("--episodes", "2", "--repeats", "1", "--slots", "2", "--batches", "2"),
+    "sampling": ("--episodes", "2", "--repeats", "1", "--slots", "2", "--batches", "2", "--drafts", "4"),
     "overlap": ("--episodes", "2", "--repeats", "1"),
     "ahead": ("--episodes", "2", "--steps", "1", "--repeats", "1"),
 }
 ROWS = {
     "agreement": "| float32 | fast | 2 |",
-    "decode_step": "| 2 |",
+    "decode_step": "| 2 | 2 |",
     "output_layer": "| chunks of 4 |",
-    "sampling": "| generate, batches of 2 |",
+    "sampling": "| local sampler, recorded text, drafts of 4 |",
     "overlap": "| a barrier after each turn |",
     "ahead": "| step after step |",
 }

@@ -88,6 +88,7 @@ TRANSLATED: dict[str, list[str]] = {
 REFUSED: dict[str, list[str]] = {
     "model.sampler": ["model.sampler=vllm"],
     "model.memory_share": ["model.memory_share=0.5"],
+    "model.drafts": ["model.drafts=4"],
     "simulation.frozen": ["search.type=simulated", "simulation.mode=self", "simulation.frozen=true"],
     "training.resample": ["training.resample=1"],
     "training.ahead": ["training.ahead=true"],

@@ -38,10 +38,11 @@ def lane_sampler(
     length: int,
     lane: Lane | None = None,
     dtype: torch.dtype = torch.float32,
+    drafts: int = 0,
 ) -> BatchSampler:
-    """The local sampler where it knows all of the model, else the plain one."""
+    """The local sampler where it knows all of the model, else the plain one, which drafts nothing."""
     if not (part := unknown(model.config)):
-        return LocalSampler(model, tokenizer, slots, length, lane, dtype)
+        return LocalSampler(model, tokenizer, slots, length, lane, dtype, drafts)
     _log.warning(
         "the local sampler does not know %s: transformers' generate is used, which is right but several times slower "
         "(fast: %s, with silu, full attention and rotary embeddings of fixed frequencies)",

@@ -242,7 +242,8 @@ def sampled_chat(
 
     def make() -> SampledChat:
         length = prompt_length(recipe, tokenizer)
-        sampler = lane_sampler(model, tokenizer, recipe.simulation.concurrency, length, lane, dtype)
+        slots, drafts = recipe.simulation.concurrency, recipe.model.drafts
+        sampler = lane_sampler(model, tokenizer, slots, length, lane, dtype, drafts)
         return SampledChat(sampler, tokenizer, "simulator")
 
     def identity() -> tuple[str, ...]:

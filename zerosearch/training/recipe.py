@@ -44,6 +44,8 @@ class Model(Section):
     """What the policy writes with: this package's own sampler, or vLLM in this process, which must be installed."""
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the device's memory that vLLM may take for keys and values."""
+    drafts: Count = 0
+    """Most tokens that the local sampler drafts for a sequence in a step: fewer steps, the same samples; 0 = none."""
 
     @field_validator("prompt")
     @classmethod

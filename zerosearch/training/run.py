@@ -169,7 +169,8 @@ class Run:
         if self.recipe.policy_simulates:
             length = max(length, prompt_length(self.recipe, self.tokenizer))
         if self.recipe.model.sampler == "local":
-            return lane_sampler(model, self.tokenizer, slots, length, self.lane, self.dtype)
+            drafts = self.recipe.model.drafts
+            return lane_sampler(model, self.tokenizer, slots, length, self.lane, self.dtype, drafts)
         if self._vllm:
             self._vllm.take_weights(model)
         else:
