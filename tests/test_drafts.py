@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
+from whole_runs import ONLY_RL, carry_out, trajectories
 
 from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
 from zerosearch.inference.drafts import Drafts
@@ -102,13 +104,13 @@ REQUESTS = st.lists(
 
 @given(REQUESTS, st.integers(1, 4), st.integers(1, 5), st.sampled_from([0, 1, 2, 3, 7]), st.sampled_from([2, 96]))
 def test_samples_are_those_without_drafts(
-    requests: list[SamplingRequest], slots: int, most: int, wrong: int, drafted_tokens: int
+    requests: list[SamplingRequest], slots: int, most: int, wrong: int, draft_tokens: int
 ) -> None:
     """Right and wrong guesses, of a prophet and learned ones; the longest request ends with its slot."""
     length = max(len(request.token_ids) + request.max_tokens for request in requests)
     expected = run(sampler(0, slots, length), requests)
     which = sampler(most, slots, length)
-    which.drafted_tokens, which.drafts.times = drafted_tokens, 1
+    which.draft_tokens, which.drafts.times = draft_tokens, 1
     assert_same(run(which, requests), expected)
     assert which.tokens_sampled == sum(len(sample.token_ids) for sample in expected)
     which.drafts = Prophet(most, texts(requests, expected), wrong)
@@ -160,7 +162,7 @@ def test_a_step_has_no_more_drafted_tokens_than_it_may() -> None:
     requests = [SamplingRequest(prompt, 20, seed=3) for prompt in PROMPTS]
     which = sampler(4)
     which.drafts = Prophet(4, texts(requests, run(sampler(0), requests)))
-    which.drafted_tokens = 5
+    which.draft_tokens = 5
     steps = recorded(which)
     run(which, requests)
     assert max(sum(chunk.drafted for chunk in step) for step in steps) == 5
@@ -201,10 +203,38 @@ def test_a_request_that_is_cancelled_changes_nothing_of_the_others() -> None:
         for other in others:
             await asyncio.sleep(0.002)
             other.cancel()
-        return await asyncio.gather(*wanted)
+        samples = await asyncio.gather(*wanted)
+        await which.lane.rest()
+        return samples
 
     assert_same(asyncio.run(with_others()), expected)
     assert which.load == 0 and not which._taken.any()
+
+
+@pytest.mark.usefixtures("lively")
+def test_policy_and_simulator_of_a_run_draft_and_write_what_they_would_without(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drafts, "times", 1)
+    samplers: list[LocalSampler] = []
+    step = LocalSampler.step
+
+    def noting(which: LocalSampler) -> list:
+        if which not in samplers:
+            samplers.append(which)
+        return step(which)
+
+    monkeypatch.setattr(LocalSampler, "step", noting)
+
+    def written(drafts: int) -> list[object]:
+        samplers.clear()
+        given = ("training.steps=1", "evaluation.trained=false", f"model.drafts={drafts}")
+        run = carry_out(model, tmp_path / f"{drafts}", *ONLY_RL, *given)
+        assert len(samplers) == 2
+        assert all((which.tokens_drafted > 0) is bool(drafts) for which in samplers)
+        return [[segment["token_ids"] for segment in row["segments"]] for row in trajectories(run)]
+
+    assert written(4) == written(0)
 
 
 # The source

@@ -239,7 +239,7 @@ class LocalSampler(QueuedSampler):
     """At most so many prompt and observation tokens enter one step, so that decoding never waits long; a longer
     prompt enters alone."""
 
-    drafted_tokens = 96
+    draft_tokens = 96
     """At most so many drafted tokens enter one step."""
 
     worth_waiting = 16
@@ -289,14 +289,14 @@ class LocalSampler(QueuedSampler):
         rows = sorted(self._active, key=lambda active: self._missing(active) > 1)
         chunks: list[Chunk] = []
         batch: list[Active] = []
-        budget, drafted_tokens = self.prefill_tokens, self.drafted_tokens
+        budget, draft_budget = self.prefill_tokens, self.draft_tokens
         for active in rows:
             missing = self._missing(active)
             if missing > 1 and budget < min(missing, self.prefill_tokens):
                 continue
             budget -= missing if missing > 1 else 0
-            drafted = self._draft(active, drafted_tokens)
-            drafted_tokens -= drafted
+            drafted = self._draft(active, draft_budget)
+            draft_budget -= drafted
             chunks.append(Chunk(active.slot, int(self._known_length[active.slot]), missing + drafted, drafted))
             batch.append(active)
         if not batch:
