@@ -187,7 +187,10 @@ def test_a_sampler_that_forgot_takes_the_steps_of_a_new_one(forgetting: str) -> 
     taken = [*steps]
     assert which.tokens_accepted
     steps.clear()
-    which.take_weights(few_words()) if forgetting == "take_weights" else which.forget()
+    if forgetting == "forget":
+        which.forget()
+    else:
+        which.take_weights(few_words())
     assert run(which, requests) == first and steps == taken
 
 
