@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 from whole_runs import ONLY_RL, carry_out, trajectories
@@ -92,16 +92,17 @@ REQUESTS = st.lists(
     st.builds(
         SamplingRequest,
         st.sampled_from(PROMPTS),
-        st.integers(1, 36),
+        st.integers(1, 24),
         st.sampled_from(STOPS),
         st.sampled_from([0.0, 0.3, 1.0]),
         st.integers(0, 9),
     ),
     min_size=1,
-    max_size=7,
+    max_size=6,
 )
 
 
+@settings(max_examples=25)
 @given(REQUESTS, st.integers(1, 4), st.integers(1, 5), st.sampled_from([0, 1, 2, 3, 7]), st.sampled_from([2, 96]))
 def test_samples_are_those_without_drafts(
     requests: list[SamplingRequest], slots: int, most: int, wrong: int, draft_tokens: int
@@ -118,6 +119,7 @@ def test_samples_are_those_without_drafts(
     assert_same(run(which, requests), expected)
 
 
+@settings(max_examples=12)
 @given(st.integers(0, 99), st.integers(0, 4), st.integers(1, 3))
 def test_episodes_of_several_turns_are_those_without_drafts(seed: int, wrong: int, slots: int) -> None:
     """What a refused draft left in a slot is never read, neither by the next turn nor by a copy of the slot."""
@@ -275,6 +277,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # Attention
 
 
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 5)), min_size=1, max_size=6),
     st.integers(1, 3),
