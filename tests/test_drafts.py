@@ -177,7 +177,7 @@ def test_what_a_policy_repeats_is_drafted() -> None:
     taken, drafted = recorded(plain), recorded(which)
     assert_same(run(which, requests), run(plain, requests))
     assert len(drafted) < 0.7 * len(taken)
-    assert which.tokens_accepted > 0.9 * which.tokens_drafted
+    assert which.tokens_accepted > 0.8 * which.tokens_drafted
 
 
 @pytest.mark.parametrize("forgetting", ["forget", "take_weights"])
