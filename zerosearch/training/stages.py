@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from zerosearch.agent.trajectory import Trajectory
-from zerosearch.errors import RunError, UserError
+from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
 from zerosearch.inference.models import load_tokenizer, release_memory
@@ -37,7 +37,7 @@ from zerosearch.training.player import Method, testing_player
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
-from zerosearch.training.run import Run
+from zerosearch.training.run import Run, check_device, keeping
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
 from zerosearch.training.source import last_policy, policy_name
 
@@ -52,6 +52,7 @@ def train(recipe: Recipe) -> None:
         load_function(recipe.reward.function)
     if recipe.model.sampler == "vllm":
         check_installed()
+    check_device(recipe)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
@@ -70,7 +71,7 @@ def train(recipe: Recipe) -> None:
             trainer.reinforce(run, start)
         if recipe.evaluation.trained and not tested:
             evaluate_policy(run, TRAINED, steps)
-        folder.add_peak_memory()
+        folder.add_peak_memory(run.processes)
     report(recipe, folder)
 
 
@@ -217,13 +218,8 @@ def evaluate_policy(run: Run, system: str, step: int = 0) -> None:
     found = run.folder.read_results().systems.get(system)
     if found and found.conditions.get("step", step) == step:
         return
-    try:
+    with keeping("what was done before this evaluation is kept"):
         measure(run, system, run.test_engine, step=step)
-    except RunError as error:
-        raise RunError(
-            f"{str(error).rstrip('.')}; what was done before this evaluation is kept: go on with the same command and "
-            "resume=true"
-        ) from error
 
 
 def measure(
