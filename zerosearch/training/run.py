@@ -15,6 +15,7 @@ from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import QuestionSet, load_questions
 from zerosearch.errors import RunError, UserError
+from zerosearch.inference.decoder import unknown
 from zerosearch.inference.local import BatchSampler, Lane
 from zerosearch.inference.models import (
     compute_dtype,
@@ -234,6 +235,12 @@ class Run:
             share = self.recipe.model.memory_share
             self._vllm = VllmSampler(model, self.tokenizer, slots, length, self.lane, self.dtype, share)
         return self._vllm
+
+    @property
+    def sampler_name(self) -> str:
+        """What the policy writes with: `local`, `plain` where that does not know all of the model, or `vllm`."""
+        chosen = self.recipe.model.sampler
+        return "plain" if chosen == "local" and unknown(self.policy.config) else chosen
 
     def agent(self, sampler: BatchSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
         return Agent(sampler, self.tokenizer, engine, settings, TagProtocol(searches=engine is not None))

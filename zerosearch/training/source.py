@@ -20,8 +20,9 @@ def last_policy(folder: RunFolder) -> str:
     Raises:
         UserError: the run has no checkpoint yet, or was trained on verl.
     """
-    found = sorted(path for path in folder.checkpoints.glob("step-*") if (path / "state.json").is_file())
-    if found:
+    from zerosearch.training.checkpoint import checkpoints
+
+    if found := checkpoints(folder.checkpoints):
         return str(found[-1])
     if load_recipe(str(folder.recipe)).trainer == "verl":
         raise UserError(
@@ -37,7 +38,9 @@ def policy_name(folder: RunFolder) -> str:
     Raises:
         UserError: see `last_policy`.
     """
-    step = int(Path(last_policy(folder)).name.removeprefix("step-"))
+    from zerosearch.training.checkpoint import step_of
+
+    step = step_of(Path(last_policy(folder)))
     return TRAINED if step == load_recipe(str(folder.recipe)).training.steps else f"step {step}"
 
 
