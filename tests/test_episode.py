@@ -254,9 +254,10 @@ def test_closed_book_always_answers_within_its_turn(written: str) -> None:
 def test_a_turn_too_short_for_an_answer_is_refused() -> None:
     size = len(encode_text(TOKENS, "<answer>"))
     script = Script(lambda request, _: encode_text(TOKENS, "so " * 40)[: request.max_tokens])
-    with pytest.raises(
-        UserError, match=rf"max_tokens_per_turn is {size}, but <answer> takes {size} tokens.* more than"
-    ):
+    sentence = (
+        rf"agent\.max_tokens_per_turn is {size}, but <answer> takes {size} tokens .*: set it to more than {size}$"
+    )
+    with pytest.raises(UserError, match=sentence):
         asyncio.run(closed_book(script, TOKENS, replace(SETTINGS, max_tokens_per_turn=size))(QUESTION))
 
 

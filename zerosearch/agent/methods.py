@@ -49,8 +49,8 @@ class ForcedAnswer:
         room = request.max_tokens - len(start)
         if room <= 0:
             raise UserError(
-                f"agent.max_tokens_per_turn is {request.max_tokens}, but {ANSWER} takes {len(start)} tokens and an answer "
-                f"comes after it: set it to more than {len(start)}"
+                f"agent.max_tokens_per_turn is {request.max_tokens}, but {ANSWER} takes {len(start)} tokens before the "
+                f"answer itself: set it to more than {len(start)}"
             )
         forced = await self._sampler.sample(
             replace(request, token_ids=[*request.token_ids, *start], max_tokens=room, stop=("</answer>",))
