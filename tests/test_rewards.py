@@ -59,6 +59,9 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     sys.modules.pop("reward_under_test", None)
     yield "reward_under_test"
+    for thread in threading.enumerate():
+        if thread.name == "reward":
+            thread.join(30)  # else it might import the module into the next test
     sys.modules.pop("reward_under_test", None)
 
 
