@@ -2,12 +2,12 @@
 
 import json
 import platform
-import resource
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import zerosearch
@@ -119,9 +119,13 @@ class RunFolder:
         """Put figures of the run as a whole into `results.json`."""
         self.write_results(self.read_results().with_measurements(**measurements))
 
-    def add_peak_memory(self) -> None:
-        """Put into `results.json` the most memory, in GiB, that this or an earlier process of the run held."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def add_peak_memory(self, workers: Iterable[int] = ()) -> None:
+        """Put into `results.json` the most memory, in GiB, that this process and its workers held.
+
+        Each is taken at its own peak, and what they share (the weights) counts in each. An earlier process of the run
+        may have held more. workers: ids of processes.
+        """
+        peak = (peak_memory() + sum(map(peak_memory, workers))) / 2**30
         before = float(self.read_results().measurements.get(PEAK_MEMORY) or 0)
         self.add_measurements(**{PEAK_MEMORY: max(before, round(peak, 2))})
 
@@ -151,6 +155,15 @@ class RunFolder:
     def _trajectories(self, name: str) -> JsonLines:
         """The file of a stage or a system; signs of its name that a file name cannot hold are quoted as in a URL."""
         return JsonLines(self.trajectories / f"{quote(name, safe=' ,=+()[]')}.jsonl")
+
+
+def peak_memory(process: int | Literal["self"] = "self") -> int:
+    """The most memory, in bytes, that a process held; 0 where the system does not say.
+
+    Not its `ru_maxrss`, which begins with the peak of the process that started it.
+    """
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def gather_versions() -> dict[str, str | bool | None]:

@@ -296,14 +296,15 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def memory_bytes(recipe: Recipe) -> int:
-    """What the local trainer holds at least, in an update: weights, gradients and moments in 32 bits, and the weights
-    of the sampler's copy, of the reference, of the critic and of a simulator in this process."""
+    """What the local trainer holds at least, in an update: weights, gradients and moments in 32 bits, the weights of
+    the reference and of the critic, and where episodes are played (here, or in each worker) those of the sampler's copy
+    and of a simulator in that process."""
     policy = _parameters(recipe.model.name)
     learned = (4 if recipe.lora.rank else 16) * policy * (2 if recipe.algorithm.estimator == "critic" else 1)
     reference = 4 * policy if recipe.algorithm.kl_coefficient else 0
     writes = recipe.simulates and not recipe.simulation.url and not recipe.policy_simulates
     simulator = 6 * _parameters(recipe.simulation.model or recipe.model.name) if writes else 0
-    return learned + 2 * policy + reference + simulator
+    return learned + reference + recipe.training.workers * (2 * policy + simulator)
 
 
 def _parameters(name: str) -> int:

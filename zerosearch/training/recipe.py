@@ -315,7 +315,8 @@ class Training(Section):
     resample: Count = 0
     """Questions drawn again in a step, at most, in place of groups without spread."""
     ahead: bool = False
-    """Sample the next step while the policy learns from this one, with weights that are one step old."""
+    """Sample the next step while the policy learns from this one, with weights that are one step old; a step whose
+    sampling failed is sampled anew on `resume`, with the newest weights and so to other bits."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature of the policy in training."""
     learning_rate: PositiveFloat = 1e-6
@@ -333,7 +334,8 @@ class Training(Section):
     keep: Positive = 1
     """Checkpoints kept; older ones are deleted."""
     deterministic: bool = False
-    """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one."""
+    """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one. The local
+    trainer refuses it on a GPU."""
     threads: Count = 0
     """CPU threads; 0 = all cores."""
     workers: Positive = 1
@@ -446,7 +448,7 @@ class Recipe(Section):
                 f"algorithm.kl_horizon is {algorithm.kl_horizon}, but with {episodes} episodes in a step the "
                 f"coefficient could fall to 0 or below at once; set it to more than {0.2 * episodes:g}"
             )
-        written, reward = (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn, self.reward
+        written, reward = self.policy_tokens, self.reward
         if reward.length_penalty and reward.length_start >= written:
             raise ValueError(
                 f"reward.length_start is {reward.length_start}, but an episode writes at most {written} tokens "
