@@ -95,7 +95,7 @@ def _packages_of_verl(recipe: Recipe) -> Iterator[Finding]:
     verl = recipe.verl
     if verl.device == "cuda" and verl.rollout in OLDEST:
         yield _rollout(verl.rollout)
-    attention = str(verl.overrides.get(ATTENTION, "flash_attention_2"))
+    attention = str(verl.overridden.get(ATTENTION, "flash_attention_2"))
     if verl.device == "cuda" and (attention.startswith("flash") or recipe.algorithm.estimator == "critic"):
         have = _version("flash-attn")
         hint = f"not here, but verl computes attention with it: pip install {FLASH_ATTENTION} --no-build-isolation"
