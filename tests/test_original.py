@@ -56,6 +56,24 @@ def test_the_published_line_is_a_recipe_for_verl(script: str) -> None:
     assert keys["algorithm.adv_estimator"] == estimators[script]
 
 
+def test_the_line_of_ppo_has_the_rates_and_the_warm_ups_of_its_script() -> None:
+    """The script's: 1e-6 and 1e-5, warmed up over 0.285 and 0.015 of the steps, then constant; λ = γ = 1."""
+    recipe = recipe_of(script="ppo")
+    keys = translate(recipe, Files.of(Path(recipe.output)))
+    rates = {role: keys[f"{role}.optim.lr"] for role in ("actor_rollout_ref.actor", "critic")}
+    assert rates == {"actor_rollout_ref.actor": 1e-6, "critic": 1e-5}
+    assert keys["actor_rollout_ref.actor.optim.lr_warmup_steps"] == 57
+    assert keys["critic.optim.lr_warmup_steps"] == 3
+    assert keys["critic.optim.lr_scheduler_type"] == "constant"
+    assert keys["algorithm.lam"] == keys["algorithm.gamma"] == 1.0
+    assert "trainer.critic_warmup" not in keys, "the policy learns from the first step on"
+    for script in ("grpo", "reinforce"):
+        recipe = recipe_of(script=script)
+        keys = translate(recipe, Files.of(Path(recipe.output)))
+        assert keys["actor_rollout_ref.actor.optim.lr_warmup_steps"] == 192
+        assert not any(key.startswith("critic.") for key in keys)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_the_arguments_is_of_no_account(seed: int) -> None:
     words = LINE.split()
