@@ -24,6 +24,7 @@ from zerosearch.cli.train import carry_out
 from zerosearch.data import Question
 from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.results import TRAINED
+from zerosearch.inference.endpoints import Breaker
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.simulation.template import load_template
@@ -43,7 +44,7 @@ QUESTION = Question("q1", "Who is it?", ("Alice Turner",), "made-up")
 
 
 def described(thing: object, above: tuple[int, ...] = ()) -> Any:
-    """What objects of this package hold, all the way down, as plain values."""
+    """What objects of this package hold, all the way down, as plain values; what a clock says is left out."""
     if isinstance(thing, str | int | float | Path | torch.dtype | None):
         return thing
     if id(thing) in above:
@@ -55,7 +56,7 @@ def described(thing: object, above: tuple[int, ...] = ()) -> Any:
         return [described(each, above) for each in thing]
     if isinstance(thing, MethodType):
         return [thing.__name__, described(thing.__self__, above)]
-    if not type(thing).__module__.startswith("zerosearch"):
+    if isinstance(thing, Breaker) or not type(thing).__module__.startswith("zerosearch"):
         return type(thing).__name__
     names = {
         *getattr(thing, "__dict__", ()),

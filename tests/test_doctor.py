@@ -57,7 +57,7 @@ def test_packages_of_the_wrong_version_are_named(monkeypatch: pytest.MonkeyPatch
     found = findings("trainer=verl", "warm_start.enabled=false", "simulation.tuning.enabled=false")["packages"]
     assert found.state == "problem"
     assert "ray<3,>=2.50 (here: 1.0.0)" in found.said
-    assert found.said.endswith('pip install "zerosearch[verl]"')
+    assert found.said.endswith('pip install -e ".[verl]" in the folder of this package')
     assert findings()["packages"].state == "ok"  # the local trainer needs no Ray
 
 

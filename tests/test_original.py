@@ -16,6 +16,7 @@ from zerosearch.agent.prompt import PromptTemplate
 from zerosearch.cli.main import run as command
 from zerosearch.data import Question
 from zerosearch.errors import UserError
+from zerosearch.training import doctor
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import differing_toml, load_recipe
 from zerosearch.training.verl.files import Files
@@ -180,6 +181,24 @@ def test_the_command_carries_out_what_it_prints(
     assert not ended.value.code
     assert carried_out == [recipe_of()]
     assert tomllib.loads(capsys.readouterr().out)["training"]["steps"] == 203
+
+
+def test_the_doctor_looks_at_the_lines_own_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examined: list[Recipe] = []
+
+    def examine(recipe: Recipe) -> list[doctor.Finding]:
+        examined.append(recipe)
+        return [doctor.Finding("simulator", "problem", "nothing answers: start it")]
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    with pytest.raises(SystemExit) as ended:
+        command(["original", "grpo", *LINE.split(), "--doctor"])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and examined == [recipe_of()]
+    assert said.out.rstrip().endswith("problem  simulator: nothing answers: start it")
+    assert "1 of the checks found a problem" in said.err
 
 
 @pytest.mark.parametrize("overrides", [[], ["algorithm.type=ppo", "algorithm.kl_in=loss", "algorithm.whiten=false"]])

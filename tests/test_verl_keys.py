@@ -136,7 +136,7 @@ CARRIED_OUT: dict[Callable[[Recipe, pytest.MonkeyPatch, Path], Any], dict[str, l
         **of("model", "prompt=completion"),
         **of("agent", "max_turns=2", "max_observation_tokens=80"),
         **of("evaluation", "engine=retriever", "k=5"),
-        **of("search", "type=bm25", "k=5"),
+        **of("search", "type=retriever", "k=5"),
         **of("search", "corpus=passages.jsonl", needed=["search.type=bm25"]),
         **of(
             "search.mixed",

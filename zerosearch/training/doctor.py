@@ -82,7 +82,7 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
         if have is None or not requirement.specifier.contains(have, prereleases=True):
             wrong.append(f"{requirement.name}{requirement.specifier} (here: {have or 'none'})")
     if wrong:
-        wanted = f'pip install "zerosearch[{",".join(extras)}]"'
+        wanted = f'pip install -e ".[{",".join(extras)}]" in the folder of this package'
         yield Finding("packages", "problem", f"{', '.join(wrong)}: {wanted}")
     else:
         yield Finding("packages", "ok", f"all of zerosearch[{','.join(extras)}]")
