@@ -143,7 +143,7 @@ def keep_saved(probe: Path, step: int) -> None:
 def test_ppo_of_two_ranks_is_interrupted_after_some_steps_and_goes_on(
     model: Path, tmp_path: Path, server: ChatProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So many steps are planned that it cannot be through before it is ended; how many are saved then does not matter."""
+    """More steps are planned than can be done before it is ended; how many are saved by then does not matter."""
     output, steps = tmp_path / "run", 12
     given = [*PPO, RECOMPUTED, "verl.gpus_per_node=2", "evaluation.trained=false", f"training.steps={steps}"]
 
