@@ -84,14 +84,15 @@ FIXED = {
 def reserved(recipe: Recipe) -> Iterator[str]:
     """A sentence for each override of such a key, of one below it, or of a table that it stands in."""
     for given, value in recipe.verl.overridden.items():
-        for key in filter(lambda key: _touches(given, key), (*SAID_OTHERWISE, *FIXED)):
-            if key == "trainer.test_freq" and isinstance(value, int) and value > 0:
-                continue  # tests in between are verl's alone; the last step is tested anyway
-            said = f"verl.overrides.{given} is {value}"
-            if key in FIXED:
-                yield f"{said}, but {key} cannot be set: {FIXED[key]}; remove it"
-            else:
-                yield f"{said}, but verl is not the only one to act on {key}; remove it, and set {SAID_OTHERWISE[key]}"
+        if given == "trainer.test_freq" and isinstance(value, int) and value > 0:
+            continue  # tests in between are verl's alone, and the last step is tested anyway
+        said = f"verl.overrides.{given} is {value}, but"
+        for key, ours in SAID_OTHERWISE.items():
+            if _touches(given, key):
+                yield f"{said} verl is not the only one to act on {key}; remove it, and set {ours}"
+        for key, reason in FIXED.items():
+            if _touches(given, key):
+                yield f"{said} {key} cannot be set: {reason}; remove it"
 
 
 def _touches(given: str, key: str) -> bool:
