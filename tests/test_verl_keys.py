@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,15 @@ def remote(kind: str, **more: list[str]) -> dict[str, list[str]]:
     return {f"{table}.{name}": [f"search.type={kind}", *values] for name, values in given.items()}
 
 
-CARRIED_OUT: dict[Callable[[Recipe, pytest.MonkeyPatch, Path], Any], dict[str, list[str]]] = {
+Build = Callable[[Recipe, pytest.MonkeyPatch, Path], Any]
+CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
     carried_out.begun: {"trainer": ["trainer=local"]},
     carried_out.searched: {
         **of("model", "prompt=completion"),
         **of("agent", "max_turns=2", "max_observation_tokens=80"),
         **of("evaluation", "engine=retriever", "k=5"),
         **of("search", "type=retriever", "k=5"),
-        **of("search", "corpus=passages.jsonl", needed=["search.type=bm25"]),
+        **of("search", "corpus=others.jsonl", needed=["search.type=bm25", "search.corpus=passages.jsonl"]),
         **of(
             "search.mixed",
             "real=serpapi",
@@ -237,26 +239,42 @@ def test_what_is_refused_takes_keys_along(key: str) -> None:
         told("search.type=simulated", "simulation.noise.schedule=adaptive", f"{key}=0.01")
 
 
+class Workbench:
+    """Builds parts of runs in a folder with a corpus, another one, and questions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.built, self.bases = folder, count(), dict[tuple[Build, tuple[str, ...]], Any]()
+        for name in ("passages", "others"):
+            (folder / f"{name}.jsonl").write_text(f'{{"id": 1, "title": "A", "text": "Some {name} of Alice."}}\n')
+        (folder / "questions.jsonl").write_text('{"id": "1", "question": "Who?", "golden_answers": ["Alice"]}\n')
+
+    def base(self, build: Build, given: Sequence[str]) -> Any:
+        """What is built without the key: always the same."""
+        case = build, tuple(given)
+        if case not in self.bases:
+            self.bases[case] = self.of(build, given)
+            assert self.of(build, given) == self.bases[case]
+        return self.bases[case]
+
+    def of(self, build: Build, given: Sequence[str]) -> Any:
+        recipe = load_recipe("world", [*BASE, *SERVED, "training.steps=2", "data.test_limit=3", *given])
+        place = self.folder / str(next(self.built))
+        place.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            return build(recipe, patch, place)
+
+
+@pytest.fixture(scope="module")
+def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return Workbench(tmp_path_factory.mktemp("built"))
+
+
 @pytest.mark.parametrize(("build", "key"), [(build, key) for build, keys in CARRIED_OUT.items() for key in keys])
-def test_this_package_does_it(
-    build: Callable[[Recipe, pytest.MonkeyPatch, Path], Any],
-    key: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_this_package_does_it(build: Build, key: str, workbench: Workbench) -> None:
     *needed, last = CARRIED_OUT[build][key]
     assert last.startswith(key)
-    monkeypatch.chdir(tmp_path)
-    Path("passages.jsonl").write_text('{"id": 1, "title": "A", "text": "Alice Turner founded it."}\n')
-    Path("questions.jsonl").write_text('{"id": "1", "question": "Who?", "golden_answers": ["Alice"]}\n')
-    found = []
-    for number, given in enumerate(([*needed], [*needed], [*needed, last])):
-        recipe = load_recipe("world", [*BASE, *SERVED, "training.steps=2", "data.test_limit=3", *given])
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        with monkeypatch.context() as patch:
-            found.append(build(recipe, patch, folder))
-    assert found[0] == found[1] != found[2]
+    assert workbench.of(build, [*needed, last]) != workbench.base(build, needed)
 
 
 def test_the_model_as_it_came_is_tested_before_a_warm_start_and_verl_tests_the_warm_start() -> None:
