@@ -94,7 +94,7 @@ def _packages_of_verl(recipe: Recipe) -> Iterator[Finding]:
     verl = recipe.verl
     if verl.device == "cuda" and verl.rollout in OLDEST:
         yield _rollout(verl.rollout)
-    attention = str(verl.overrides.get(ATTENTION, "flash_attention_2"))
+    attention = str(verl.overridden.get(ATTENTION, "flash_attention_2"))
     if verl.device == "cuda" and (attention.startswith("flash") or recipe.algorithm.estimator == "critic"):
         have = _version("flash-attn")
         hint = f"not here, but verl computes attention with it: pip install {FLASH_ATTENTION} --no-build-isolation"
@@ -110,12 +110,12 @@ def _rollout(package: str) -> Finding:
     """The version of vLLM or SGLang, held against the oldest that verl takes and the one that it names itself."""
     have = _version(package)
     wanted = _requirements("verl", [package]) if _version("verl") else ()
-    named = next((each for each in wanted if each.name == package), Requirement(package))
+    named = next((f"{package}{each.specifier}" for each in wanted if each.name == package), package)
     if have is None:
         return Finding(package, "problem", f'not here, but verl.rollout is "{package}": pip install {named}')
     if Version(have) < Version(OLDEST[package]):
         return Finding(package, "problem", f"{have}, but verl takes {OLDEST[package]} and later: pip install {named}")
-    if not named.specifier.contains(have, prereleases=True):
+    if not Requirement(named).specifier.contains(have, prereleases=True):
         return Finding(package, "warning", f"{have}, but verl {_version('verl')} was made for {named}")
     return Finding(package, "ok", have)
 

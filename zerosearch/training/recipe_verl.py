@@ -36,7 +36,12 @@ class Verl(Section):
     time_limit: Count = 3600
     """Seconds within which a rollout, a step or a part of a test must end, or the run is stopped; 0 = no limit."""
     overrides: dict[str, Any] = {}  # noqa: RUF012
-    """Keys of verl's own configuration by their dotted names; they win over what the recipe says."""
+    """Keys of verl's own configuration by their dotted names, but for those that this package acts on, too."""
+
+    @property
+    def overridden(self) -> dict[str, Any]:
+        """The overrides by the names that verl has for them, without plus signs."""
+        return {key.lstrip("+"): value for key, value in self.overrides.items()}
 
     @field_validator("loggers", mode="before")
     @classmethod

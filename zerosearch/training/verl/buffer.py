@@ -32,7 +32,7 @@ from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
 from zerosearch.training.verl.files import Files
-from zerosearch.training.verl.translate import dtype, samples_per_question
+from zerosearch.training.verl.translate import dtype
 
 STAGE = "reinforcement"
 PREFIX = "zerosearch/"
@@ -81,7 +81,7 @@ class EpisodeBuffer(ReplayBuffer):
         self._recipe, self._folder = load_recipe(str(recipe)), RunFolder.open(recipe.parent)
         files = Files.of(recipe.parent)
         self._questions, self._taken = read_metadata(files.test).num_rows, JsonLines(files.taken)
-        self._samples = samples_per_question(self._recipe)
+        self._samples = self._recipe.training.samples_per_question
         self._tested: list[Episode] = []
         self._waited = 0.0
 
