@@ -7,6 +7,9 @@ from typing import Any
 
 from zerosearch.report.files import JsonLines
 
+REINFORCEMENT = "reinforcement"
+"""The stage of reinforcement learning; the others are supervised, or evaluations."""
+
 
 class MetricsLog:
     """`metrics.jsonl`: each row has `stage`, `step` and `time` (seconds since 1970), then its figures."""

@@ -38,6 +38,7 @@ from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
+from zerosearch.training.run_report import reported, write_run_report
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
 from zerosearch.training.source import last_policy, policy_name
 
@@ -57,7 +58,7 @@ def train(recipe: Recipe) -> None:
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
     shown = open_display(title, stage_names(recipe), live=recipe.report.live)
-    with shown as display, closing(Run(recipe, folder, display)) as run:
+    with reported(folder), shown as display, closing(Run(recipe, folder, display)) as run:
         if recipe.evaluation.untrained:
             evaluate_policy(run, UNTRAINED)
         tune_simulator(run)
@@ -311,7 +312,7 @@ def _engine_conditions(engine: SearchEngine | None, recipe: Recipe) -> dict[str,
 
 
 def report(recipe: Recipe, folder: RunFolder) -> None:
-    """Print examples, results and the last line, and draw the learning curve."""
+    """Print examples, results and the last line, draw the learning curve, and write `report.html`."""
     results = folder.read_results()
     trajectories = [Trajectory.from_json(record) for record in folder.read_trajectories(TRAINED)]
     examples = [Example.of(trajectory, score_trajectory(trajectory)) for trajectory in trajectories]
@@ -321,8 +322,9 @@ def report(recipe: Recipe, folder: RunFolder) -> None:
     show_results(results)
     if recipe.training.steps:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
+    write_run_report(folder)
     console = open_console()
-    console.print(f"run folder: {folder.path}", markup=False, highlight=False)
+    console.print(f"run folder: {folder.path} (open {folder.report.name} in a browser)", markup=False, highlight=False)
     if TRAINED in results.systems:
         console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
 
@@ -345,4 +347,5 @@ def evaluate_run(path: Path, overrides: Sequence[str] = (), name: str = "") -> N
     with shown as display, closing(Run(recipe, folder, display)) as run:
         run.take_policy(policy)
         measure(run, system, run.test_engine, step=steps_done(folder.checkpoints))
+    write_run_report(folder)
     show_results(folder.read_results())

@@ -23,6 +23,7 @@ from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
+from zerosearch.training.run_report import reported
 from zerosearch.training.stages import (
     check_servers,
     evaluate_policy,
@@ -82,7 +83,7 @@ def train(recipe: Recipe) -> None:
     here = [f"evaluation {UNTRAINED}"] if recipe.warm_start.enabled else []
     stages = [name for name in stage_names(recipe) if name in here or not name.startswith("evaluation")]
     title = f"zerosearch {folder.path.name}"
-    with ended_as_interrupted(), open_display(title, stages, live=recipe.report.live) as display:
+    with reported(folder), ended_as_interrupted(), open_display(title, stages, live=recipe.report.live) as display:
         trained = steps_saved(Files.of(folder.path).checkpoints) == recipe.training.steps
         tested = TRAINED in folder.read_results().systems or not recipe.evaluation.trained
         if not (trained and tested):
