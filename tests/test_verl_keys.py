@@ -119,7 +119,7 @@ CARRIED_OUT: dict[str, tuple[str, ...]] = {
     "training/verl/workshop.py": ("search.corpus", "evaluation.engine"),
     "training/verl/data.py": ("data.train", "data.test", "data.train_limit", "data.test_limit"),
     "training/verl/buffer.py": ("search.failure_threshold",),
-    "training/verl/launch.py": ("verl.time_limit", "report.live", "warm_start.enabled"),
+    "training/verl/launch.py": ("verl.time_limit", "report.live", "report.trackers", "warm_start.enabled"),
     "training/stages.py": (
         *(f"simulation.tuning.{name}" for name in ("pages", "epochs", "batch_size", "learning_rate")),
         *(f"warm_start.{name}" for name in ("demonstrations", "epochs", "batch_size", "learning_rate")),

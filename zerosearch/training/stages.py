@@ -23,6 +23,7 @@ from zerosearch.report.panel import open_display
 from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.trackers import check_trackers, tracking
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import CountedEngine, SearchEngine
 from zerosearch.search.page_cache import PageCache
@@ -53,12 +54,14 @@ def train(recipe: Recipe) -> None:
         load_function(recipe.reward.function)
     if recipe.model.sampler == "vllm":
         check_installed()
+    check_trackers(recipe.report.trackers)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
     shown = open_display(title, stage_names(recipe), live=recipe.report.live)
-    with reported(folder), shown as display, closing(Run(recipe, folder, display)) as run:
+    tracked = tracking(folder, recipe.report.trackers)
+    with reported(folder), tracked, shown as display, closing(Run(recipe, folder, display)) as run:
         if recipe.evaluation.untrained:
             evaluate_policy(run, UNTRAINED)
         tune_simulator(run)

@@ -86,7 +86,7 @@ def _run(run: Shown, runs: int) -> Content:
 
 
 def headline(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a run was, in some lines. recipe: with every key; those that older versions did not write are passed over."""
+    """What a run was, in some lines. recipe: with every key; older versions lack some."""
     training, search, evaluation = (recipe.get(table, {}) for table in ("training", "search", "evaluation"))
     simulation = recipe.get("simulation", {})
     yield "policy", str(recipe.get("model", {}).get("name", "?"))
