@@ -78,7 +78,7 @@ def test_weights_and_biases_offline_go_on_in_one_run_and_write_no_key(
         monkeypatch.setenv(name, "a" * 20 + "secretsecretsecretse")
     run = RunFolder.create(tmp_path / "run", RECIPE)
     two_sittings(run, "wandb")
-    files = sorted(run.path.glob("wandb/*/*.wandb"))
+    files = sorted(run.path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     rows, runs = [], set()
     for record in (record for file in files for record in records(file)):
