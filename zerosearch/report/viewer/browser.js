@@ -59,7 +59,7 @@ function browser(run, number) {
   };
   const rowOf = (episode) => {
     const how = verdict(episode);
-    const meta = [episode.step ? `step ${episode.step}.${episode.sample}` : kindName(episode.kind), `F1 ${episode.f1.toFixed(2)}`, counted(episode.searches.length, "search", "searches")];
+    const meta = [episode.step ? `step ${episode.step}, sample ${episode.sample}` : kindName(episode.kind), `F1 ${episode.f1.toFixed(2)}`, counted(episode.searches.length, "search", "searches")];
     return element("li", {}, element("a", { href: `#${new URLSearchParams({ episode: keyOf(episode, run) })}`, "data-key": keyOf(episode, run),
       onclick: (event) => { event.preventDefault(); choose(episode); if (matchMedia("(max-width: 56rem)").matches) detail.scrollIntoView(); } },
       element("span", { class: `sign ${how}`, title: VERDICTS[how] }, SIGNS[how]),
