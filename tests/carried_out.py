@@ -138,9 +138,9 @@ def begun(recipe: Recipe, patch: Patch, folder: Path) -> Any:
 
 
 def launched(recipe: Recipe, patch: Patch, folder: Path) -> Any:
-    """Which stages a run on verl has, what reinforcement starts from, and how it is shown."""
+    """Which stages a run on verl has, what reinforcement starts from, how it is shown, and who is told."""
     called: list[Any] = []
-    opened = launch.open_display
+    opened, tracking = launch.open_display, launch.tracking
 
     def open_display(title: str, stages: list[str], live: bool) -> Any:
         called.append(["display", stages, live])
@@ -155,6 +155,7 @@ def launched(recipe: Recipe, patch: Patch, folder: Path) -> Any:
     patch.setattr(launch, "resolve_model", lambda name: name)
     patch.setattr(launch, "reinforce", lambda given, *_: called.append(["reinforcement", given.model.name]))
     patch.setattr(launch, "open_display", open_display)
+    patch.setattr(launch, "tracking", lambda run, names: called.append(["trackers", names]) or tracking(run, []))
     launch.train(recipe.model_copy(update={"output": str(folder / "run")}))
     return called
 

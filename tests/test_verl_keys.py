@@ -161,6 +161,7 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
     carried_out.waited_for: {"verl.time_limit": ["verl.time_limit=60"]},
     carried_out.launched: {
         "report.live": ["report.live=false"],
+        "report.trackers": ["report.trackers=tensorboard"],
         "warm_start.enabled": ["warm_start.enabled=true"],
         "simulation.tuning.enabled": TUNED,
     },

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import zerosearch
 from zerosearch.errors import RunError, UserError
@@ -33,6 +33,7 @@ class RunFolder:
         self.results = path / "results.json"
         self.curve = path / "curve.png"
         self.examples = path / "examples.txt"
+        self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self.trajectories = path / "trajectories"
         self.metrics = MetricsLog(path / "metrics.jsonl")
@@ -131,11 +132,11 @@ class RunFolder:
 
     def append_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to `trajectories/<name>.jsonl`."""
-        self._trajectories(name).append(*rows)
+        self.trajectory_lines(name).append(*rows)
 
     def write_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace `trajectories/<name>.jsonl`."""
-        self._trajectories(name).rewrite(rows)
+        self.trajectory_lines(name).rewrite(rows)
 
     def resume(self, stage: str, step: int) -> None:
         """Go back to where `step` of `stage` was done: later metrics and the stage's later trajectories go.
@@ -150,9 +151,13 @@ class RunFolder:
 
     def read_trajectories(self, name: str) -> list[dict[str, Any]]:
         """The rows of `trajectories/<name>.jsonl`; none where it does not exist."""
-        return self._trajectories(name).read()
+        return self.trajectory_lines(name).read()
 
-    def _trajectories(self, name: str) -> JsonLines:
+    def trajectory_names(self) -> list[str]:
+        """The stages and systems whose trajectories were written, in the order of their names."""
+        return sorted(unquote(path.stem) for path in self.trajectories.glob("*.jsonl"))
+
+    def trajectory_lines(self, name: str) -> JsonLines:
         """The file of a stage or a system; signs of its name that a file name cannot hold are quoted as in a URL."""
         return JsonLines(self.trajectories / f"{quote(name, safe=' ,=+()[]')}.jsonl")
 

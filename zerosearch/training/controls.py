@@ -25,6 +25,7 @@ from zerosearch.training.demonstrations import supervised_tree
 from zerosearch.training.player import Method
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.run import Run
+from zerosearch.training.run_report import write_run_report
 from zerosearch.training.source import last_policy, policy_name
 from zerosearch.training.stages import demonstrations, measure, warm_start, warm_start_settings
 
@@ -66,6 +67,7 @@ def run_controls(path: Path) -> None:
         for name, control in controls.items():
             if name not in folder.read_results().systems:
                 control(run, name)
+    write_run_report(folder)
     show_results(folder.read_results())
 
 

@@ -19,6 +19,7 @@ from zerosearch.data import Question
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError, UserError, install
 from zerosearch.inference.embedded import resolve_model
+from zerosearch.report.trackers import wandb_ready
 from zerosearch.search.engine import SearchRequest
 from zerosearch.training.engines import chat_servers, make_prompt, make_remote, make_template
 from zerosearch.training.recipe import Recipe
@@ -87,10 +88,14 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("packages", "ok", f"all of the extras {', '.join(extras)}")
     if recipe.trainer == "verl":
         yield from _packages_of_verl(recipe)
+    for tracker, key in _trackers(recipe).items():
+        have = _version(tracker)
+        said = have or f"not here, but {key} names it: pip install {tracker}"
+        yield Finding(tracker, "ok" if have else "problem", said)
 
 
 def _packages_of_verl(recipe: Recipe) -> Iterator[Finding]:
-    """What no extra brings along: packages that are built for a GPU, and trackers."""
+    """What no extra brings along: packages that are built for a GPU."""
     verl = recipe.verl
     if verl.device == "cuda" and verl.rollout in OLDEST:
         yield _rollout(verl.rollout)
@@ -99,11 +104,13 @@ def _packages_of_verl(recipe: Recipe) -> Iterator[Finding]:
         have = _version("flash-attn")
         hint = f"not here, but verl computes attention with it: pip install {FLASH_ATTENTION} --no-build-isolation"
         yield Finding("flash-attn", "ok" if have else "problem", have or hint)
-    for logger in verl.loggers:
-        if logger != "console":
-            have = _version(logger)
-            said = have or f"not here, but verl.loggers names it: pip install {logger}"
-            yield Finding(logger, "ok" if have else "problem", said)
+
+
+def _trackers(recipe: Recipe) -> dict[str, str]:
+    """The trackers that a run tells its figures to, each with the key that names it."""
+    of_verl = recipe.verl.loggers if recipe.trainer == "verl" else []
+    named: dict[str, str] = {name: "verl.loggers" for name in of_verl if name != "console"}
+    return named | dict.fromkeys(recipe.report.trackers, "report.trackers")
 
 
 def _rollout(package: str) -> Finding:
@@ -338,9 +345,9 @@ def _keys(recipe: Recipe) -> Iterator[Finding]:
     if hub and not (os.environ.get("HF_TOKEN") or Path("~/.cache/huggingface/token").expanduser().is_file()):
         said = f"{recipe.model.name} is gated: accept its licence on the hub, and set HF_TOKEN or hf auth login"
         yield Finding("hub token", "warning", said)
-    known = os.environ.get("WANDB_API_KEY") or Path("~/.netrc").expanduser().is_file()
-    if recipe.trainer == "verl" and "wandb" in recipe.verl.loggers and not known:
-        yield Finding("wandb key", "problem", "verl.loggers names wandb: wandb login, or set WANDB_API_KEY")
+    if (key := _trackers(recipe).get("wandb")) and not wandb_ready():
+        said = f"{key} names wandb: wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline"
+        yield Finding("wandb key", "problem", said)
 
 
 def _version(package: str) -> str | None:

@@ -7,8 +7,9 @@ reference. `zerosearch.training.recipe_file` reads recipes and writes them back.
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from zerosearch.report.trackers import TrackerName
 from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.recipe_health import Health
 from zerosearch.training.recipe_remote import REMOTE, Retriever, SerpApi, address
@@ -23,6 +24,7 @@ from zerosearch.training.recipe_section import (
     PositiveFloat,
     Section,
     Share,
+    listed,
 )
 from zerosearch.training.recipe_verl import Verl
 
@@ -183,7 +185,7 @@ class Simulation(Section):
     """In mode `self`: the policy as it was before reinforcement writes the pages, not as it is now."""
     model: FilePath = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
-    url: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    url: Annotated[list[str], BeforeValidator(listed)] = []  # noqa: RUF012 (pydantic copies it)
     """Base URLs of OpenAI-compatible servers, the least loaded is used; empty = the model runs in this process."""
     template: FilePath = ""
     """File with a prompt template of one's own; empty = the built-in one of `mode`."""
@@ -211,11 +213,6 @@ class Simulation(Section):
     the page is written again, once, before that (`rewrite`; so is one that lacks documents or its answer)."""
     noise: Noise = Noise()
     tuning: Tuning = Tuning()
-
-    @field_validator("url", mode="before")
-    @classmethod
-    def _one_url_is_a_list(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @property
     def apart_from_fetching(self) -> "Simulation":
@@ -367,6 +364,8 @@ class Report(Section):
     """A live panel on a terminal; plain lines elsewhere, or when false."""
     examples: Annotated[int, Field(ge=0, le=3)] = 3
     """Example trajectories printed at the end: right ones of one and of two hops, and a failure."""
+    trackers: Annotated[list[TrackerName], BeforeValidator(listed)] = []  # noqa: RUF012
+    """What gets the figures of each step, besides the run folder; on verl, too. `verl.loggers` are verl's own."""
 
 
 class Recipe(Section):

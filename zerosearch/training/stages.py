@@ -22,6 +22,7 @@ from zerosearch.report.panel import open_display
 from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.trackers import check_trackers, tracking
 from zerosearch.search.engine import CountedEngine, SearchEngine
 from zerosearch.simulation.template import template_toml
 from zerosearch.simulation.tune import collect_pages, page_example
@@ -35,6 +36,7 @@ from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run, check_device, keeping
+from zerosearch.training.run_report import reported, write_run_report
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
 from zerosearch.training.source import last_policy, policy_name
 
@@ -50,12 +52,14 @@ def train(recipe: Recipe) -> None:
     if recipe.model.sampler == "vllm":
         check_installed()
     check_device(recipe)
+    check_trackers(recipe.report.trackers)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
     shown = open_display(title, stage_names(recipe), live=recipe.report.live)
-    with shown as display, closing(Run(recipe, folder, display)) as run:
+    tracked = tracking(folder, recipe.report.trackers)
+    with reported(folder), tracked, shown as display, closing(Run(recipe, folder, display)) as run:
         if recipe.evaluation.untrained:
             evaluate_policy(run, UNTRAINED)
         tune_simulator(run)
@@ -288,7 +292,7 @@ def measure(
 
 
 def report(recipe: Recipe, folder: RunFolder) -> None:
-    """Print examples, results and the last line, and draw the learning curve."""
+    """Print examples, results and the last line, draw the learning curve, and write `report.html`."""
     results = folder.read_results()
     trajectories = [Trajectory.from_json(record) for record in folder.read_trajectories(TRAINED)]
     examples = [Example.of(trajectory, score_trajectory(trajectory)) for trajectory in trajectories]
@@ -298,8 +302,9 @@ def report(recipe: Recipe, folder: RunFolder) -> None:
     show_results(results)
     if recipe.training.steps:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
+    write_run_report(folder)
     console = open_console()
-    console.print(f"run folder: {folder.path}", markup=False, highlight=False)
+    console.print(f"run folder: {folder.path} (open {folder.report.name} in a browser)", markup=False, soft_wrap=True)
     if TRAINED in results.systems:
         console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
 
@@ -329,6 +334,7 @@ def evaluate_run(source: str | Path, overrides: Sequence[str] = (), name: str = 
     with shown as display, closing(Run(recipe, folder, display)) as run:
         run.take_policy(policy)
         measure(run, system, run.test_engine, step=steps_done(folder.checkpoints))
+    write_run_report(folder)
     show_results(folder.read_results())
 
 

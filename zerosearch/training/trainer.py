@@ -8,6 +8,7 @@ from typing import Any
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.models import release_memory
+from zerosearch.report.metrics_log import REINFORCEMENT
 from zerosearch.training.ahead import AHEAD, Rollout, Rollouts
 from zerosearch.training.checkpoint import (
     TrainingState,
@@ -23,7 +24,7 @@ from zerosearch.training.player import training_player
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run, keeping
 
-STAGE = "reinforcement"
+STAGE = REINFORCEMENT
 
 
 def reinforce(run: Run, start: str) -> None:
@@ -147,8 +148,10 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch, coming
 
 def _rows(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     for group in groups:
+        earned = iter(group.parts)
         for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
-            yield {"reward": reward, **trajectory.to_json()}
+            parts = {} if trajectory.ending == "search_failed" else next(earned, {})
+            yield {"reward": reward, "parts": dict(parts), **trajectory.to_json()}
 
 
 def _policy_tokens(groups: Sequence[Group]) -> int:

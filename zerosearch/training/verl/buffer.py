@@ -103,7 +103,7 @@ class EpisodeBuffer(ReplayBuffer):
             self._write_results(global_steps, episodes, time.perf_counter() - started)
             return batch, figures
         even_out(episodes, partition_id)
-        rows = ({"reward": episode.reward, **episode.record} for episode in episodes)
+        rows = ({"reward": e.reward, "parts": dict(e.fields["parts"]), **e.record} for e in episodes)
         self._folder.append_trajectories(STAGE, rows)
         ours = figures_of(episodes)
         self._taken.append({"step": global_steps, "figures": ours})
