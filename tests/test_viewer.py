@@ -42,7 +42,7 @@ HOSTILE = (
 
 def hostile_episode(text: str, sample: int = 0, step: int = 0) -> Trajectory:
     """An episode in which everybody writes the text: questioner, policy and page."""
-    question = Question(f"id {text}", f"{text}?", (text,), "set", "one_hop", f"family {text}")
+    question = Question(f"id {text}", f"{text}?", (text,), "set", "one_hop", f"family {text}".replace("\ud800", "-"))
     page = f"\n\n<information>Doc 1(Title: {text}) {text}\nDoc 2(Title: Other) nothing</information>\n\n"
     return Trajectory(
         question,
@@ -175,9 +175,8 @@ def test_shares_are_equal_and_what_small_files_leave_goes_to_the_others(tmp_path
 
 def test_a_text_of_any_length_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(viewer_episodes, "LONGEST_TEXT", 100)
-    assert "\n… 59 characters more" in " ".join(
-        content([Shown(finished_run(tmp_path / "run", ["y" * 57]))])["runs"][0]["texts"]
-    )
+    texts = content([Shown(finished_run(tmp_path / "run", ["y" * 57]))])["runs"][0]["texts"]
+    assert [text[-22:] for text in texts if len(text) > 100] == ["\n… 57 characters more"]
 
 
 def test_long_curves_are_thinned_and_their_last_steps_stay() -> None:

@@ -110,7 +110,7 @@ def _packages_of_verl(recipe: Recipe) -> Iterator[Finding]:
 def _trackers(recipe: Recipe) -> dict[str, str]:
     """The trackers that a run tells its figures to, each with the key that names it."""
     of_verl = recipe.verl.loggers if recipe.trainer == "verl" else []
-    named = {name: "verl.loggers" for name in of_verl if name != "console"}
+    named: dict[str, str] = {name: "verl.loggers" for name in of_verl if name != "console"}
     return named | dict.fromkeys(recipe.report.trackers, "report.trackers")
 
 
