@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny
+from whole_runs import ONLY_RL, carry_out, rows
 
 from zerosearch.errors import UserError
 from zerosearch.report import trackers
@@ -85,7 +87,7 @@ def test_weights_and_biases_offline_go_on_in_one_run_and_write_no_key(
     two_sittings(run, "wandb")
     files = sorted(run.path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
-    rows, runs = [], set()
+    history, runs = [], set()
     for record in (record for file in files for record in records(file)):
         if record.HasField("run"):
             runs.add((record.run.run_id, record.run.project))
@@ -94,9 +96,11 @@ def test_weights_and_biases_offline_go_on_in_one_run_and_write_no_key(
                 {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
             )
     assert runs == {(identity(run), "zerosearch")}
-    told = [(row["step"], row["reward"], row["simulator/pages"]) for row in rows if "reward" in row]
+    told = [(row["step"], row["reward"], row["simulator/pages"]) for row in history if "reward" in row]
     assert told == [(1, 0.1, 3), (2, 0.2, 3), (3, 0.3, 3), (3, 0.35, 3), (4, 0.4, 3)]
-    assert [(row["warm start/step"], row["warm start/loss"]) for row in rows if "warm start/loss" in row] == [(1, 2.0)]
+    assert [(row["warm start/step"], row["warm start/loss"]) for row in history if "warm start/loss" in row] == [
+        (1, 2.0)
+    ]
     for file in filter(Path.is_file, run.path.rglob("*")):
         assert b"secretsecret" not in file.read_bytes(), file
 
@@ -233,3 +237,16 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypat
         tracking(run, ["wandb"]),
     ):
         pass
+
+
+def test_a_run_tells_its_trackers_all_that_its_log_holds(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    given = [*ONLY_RL, "evaluation.trained=false", "report.trackers=tensorboard"]
+    model = tiny.folder(tmp_path / "model")
+    run = carry_out(model, tmp_path / "run", *given, "training.steps=1")
+    reported = (run / "report.html").read_text("utf-8")
+    read = accumulator.EventAccumulator(str(run / "tensorboard" / "reinforcement")).Reload()
+    (row,) = [row for row in rows(run) if row["stage"] == "reinforcement"]
+    assert set(read.Tags()["scalars"]) == {name for name in row if name not in ("stage", "step", "time")}
+    assert [(event.step, event.value) for event in read.Scalars("reward")] == [(1, pytest.approx(row["reward"]))]
+    assert "Reward and real-search F1" in reported
