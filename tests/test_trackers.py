@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import tiny
-from whole_runs import ONLY_RL, carry_out, rows
+from whole_runs import ONLY_RL, carry_out, lines
 
 from zerosearch.errors import UserError
 from zerosearch.report import trackers
@@ -92,7 +92,7 @@ def test_weights_and_biases_offline_go_on_in_one_run_and_write_no_key(
         if record.HasField("run"):
             runs.add((record.run.run_id, record.run.project))
         if record.HasField("history"):
-            rows.append(
+            history.append(
                 {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
             )
     assert runs == {(identity(run), "zerosearch")}
@@ -246,7 +246,7 @@ def test_a_run_tells_its_trackers_all_that_its_log_holds(tmp_path: Path) -> None
     run = carry_out(model, tmp_path / "run", *given, "training.steps=1")
     reported = (run / "report.html").read_text("utf-8")
     read = accumulator.EventAccumulator(str(run / "tensorboard" / "reinforcement")).Reload()
-    (row,) = [row for row in rows(run) if row["stage"] == "reinforcement"]
+    (row,) = [row for row in lines(run / "metrics.jsonl") if row["stage"] == "reinforcement"]
     assert set(read.Tags()["scalars"]) == {name for name in row if name not in ("stage", "step", "time")}
     assert [(event.step, event.value) for event in read.Scalars("reward")] == [(1, pytest.approx(row["reward"]))]
     assert "Reward and real-search F1" in reported

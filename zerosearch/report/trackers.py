@@ -188,6 +188,7 @@ class WeightsAndBiases:
             log.warning(
                 "wandb finds no server (%s); its files are kept in %s for wandb sync", _said(error), folder.path
             )
+            wandb.teardown()  # which else holds the run for its own
             self._run = wandb.init(**given, settings=settings, mode="offline")
         self._known: set[str] = set()
 

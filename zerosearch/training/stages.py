@@ -327,7 +327,7 @@ def report(recipe: Recipe, folder: RunFolder) -> None:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
     write_run_report(folder)
     console = open_console()
-    console.print(f"run folder: {folder.path} (open {folder.report.name} in a browser)", markup=False, highlight=False)
+    console.print(f"run folder: {folder.path} (open {folder.report.name} in a browser)", markup=False, soft_wrap=True)
     if TRAINED in results.systems:
         console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
 
