@@ -329,7 +329,11 @@ def a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, speaker
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(workers, "END_SECONDS", 0.1)
-    return Worker("worker 1 of 2", os.memfd_create("weights"), {}, speakers)
+    weights = os.memfd_create("weights")
+    os.ftruncate(weights, 64)
+    made = Worker("worker 1 of 2", weights, {}, speakers)
+    os.close(weights)
+    return made
 
 
 def test_after_an_error_all_that_is_asked_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
