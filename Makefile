@@ -17,13 +17,14 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt $(PIP_ARGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help quickstart quickstart-seeds controls test test-slow test-verl test-integrations test-vllm lint format reference clean
+.PHONY: help quickstart quickstart-seeds controls test test-ci test-slow test-verl test-integrations test-vllm lint format reference clean
 
 help:
 	@echo "make quickstart        train the embedded world (about half an hour on 2 cores)"
 	@echo "make quickstart-seeds  the same for seeds 0, 1 and 2, and their mean"
 	@echo "make controls          what the runs in RUNS=\"$(RUNS)\" owe to searching"
 	@echo "make test              the tests"
+	@echo "make test-ci           PPO on verl: three steps, and a run of two ranks that is interrupted and goes on"
 	@echo "make test-slow         the tests that take minutes each, but for those with a target of their own below"
 	@echo "make test-verl         the tests of training on verl, those of minutes too: whole runs on CPU, faults, equivalence"
 	@echo "make test-integrations the tests of the adapters to OpenEnv and verifiers, in environments of their own"
@@ -47,6 +48,9 @@ controls: $(VENV)/.local
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+test-ci: $(VENV)/.dev
+	$(BIN)/python -m pytest -m ci tests/test_verl_runs.py $(ARGS)
 
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(addprefix --ignore-glob=*/,$(ELSEWHERE)) $(ARGS)

@@ -54,7 +54,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return carry_out(model, tmp_path_factory.mktemp("runs") / "whole")
 
 
-LONGEST = ("test_resume.py", "test_verl_runs.py")
+LONGEST = ("test_resume.py", "test_verl_runs.py", "test_workers.py")
 """Files that are begun first where several processes share the tests, so that none is left with them at the end."""
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_algorithms import recipe, some_groups
+from test_algorithms import recipe
+from test_learner import some_groups
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from zerosearch.errors import RunError

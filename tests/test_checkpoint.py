@@ -85,6 +85,19 @@ def test_training_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         }
 
 
+def test_moments_go_where_the_parameters_are(tmp_path: Path) -> None:
+    """All of them: a fused AdamW on a GPU refuses a step that it finds on the CPU."""
+    model, optimizer = trained()
+    made = save_checkpoint(tmp_path, model, TOKENS, optimizer, TrainingState(3), keep=1)
+    elsewhere = model.to("meta")
+    again = torch.optim.AdamW(elsewhere.parameters())
+    load_optimizer(made, elsewhere, again)
+    for parameter in elsewhere.parameters():
+        assert {name: value.device.type for name, value in again.state[parameter].items()} == dict.fromkeys(
+            checkpoint.MOMENTS, "meta"
+        )
+
+
 def some_critic(seed: int = 0) -> tuple[Critic, torch.optim.Optimizer]:
     critic = Critic(tiny.model("qwen2-untied", seed=seed))
     return critic, torch.optim.AdamW(critic.parameters(), lr=1e-3, fused=True)

@@ -70,6 +70,24 @@ def test_every_control_is_measured_under_its_own_conditions(run: Path) -> None:
     for noise, label in ((0.0, "useful"), (1.0, "noisy")):
         found = [search["noise"] for each in searched(run, controls.SIMULATED.format(noise)) for search in each]
         assert found and set(found) == {label}
+    conditions = {name: system["conditions"] for name, system in systems.items()}
+    assert {name: conditions[name]["engine"] for name in CONTROLS} == {
+        controls.CLOSED_BOOK: "none",
+        controls.RAG: "bm25",
+        controls.MORE_SUPERVISION: "bm25",
+        controls.EMPTY: "empty",
+        controls.RANDOM: "random",
+        controls.ONE_SEARCH: "bm25",
+        **{controls.SIMULATED.format(noise): "simulator" for noise in controls.NOISES},
+    }
+    turns = {controls.CLOSED_BOOK: 0, controls.RAG: 1, controls.ONE_SEARCH: 1}
+    assert all(conditions[name]["max_turns"] == turns.get(name, 2) for name in CONTROLS)
+    for name in CONTROLS:
+        over_corpus = conditions[name]["engine"] in ("bm25", "random")
+        assert ("corpus" in conditions[name]) == over_corpus and conditions[name]["sampler"] == "local"
+    for noise in controls.NOISES:
+        played = conditions[controls.SIMULATED.format(noise)]
+        assert played["noise"] == noise and played["simulator"] == f"{run.parent / 'model'}, tuned"
     measurements = results(run)["measurements"]
     assert measurements["more_supervision_seconds"] > 0
     for noise in controls.NOISES:

@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tiny
@@ -32,8 +33,10 @@ from zerosearch.data.world_files import write_world
 from zerosearch.integrations.__main__ import app as integrations
 from zerosearch.serving.engines import open_recipe
 from zerosearch.simulation.template import load_template
+from zerosearch.training import doctor
 from zerosearch.training.recipe_algorithm import PRESETS
 from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.recipe_verl import Verl
 from zerosearch.training.rewards import load_function
 from zerosearch.training.stages import train
 
@@ -55,6 +58,7 @@ SERVERS = {
     "ollama serve": set(),
     "ollama pull": set(),
     "bash scripts/train_grpo.sh": set(),
+    "bash scripts/train_ppo.sh": set(),
     "hf download": {"--repo-type", "--local-dir"},
     "conda create": {"-n"},
     "conda activate": set(),
@@ -126,7 +130,7 @@ class Reader:
             case ["make", *_]:
                 return shell(shlex.join([*words, "--dry-run"]), ROOT)
             case ["pip", "install", *rest] if marked:
-                return check_extras(rest[-1])
+                return check_packages([each for each in rest if not each.startswith("-")])
             case ["cat" | "head" | "tail" | "ls", *_]:
                 return shell(line, Path.cwd())
             case _ if marked:
@@ -176,10 +180,16 @@ def parse(commands: typer.Typer, *arguments: str) -> str:
     return ""
 
 
-def check_extras(wanted: str) -> str:
-    assert not FOREIGN.search(f"pip install {wanted}"), f"PyPI's zerosearch is another project: {wanted}"
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(re.findall(r"[\w-]+", wanted)) <= set(known), wanted
+def check_packages(wanted: Sequence[str]) -> str:
+    """Extras of this package are its own; other packages are those that the doctor asks for, at its versions."""
+    assert not FOREIGN.search(f"pip install {' '.join(wanted)}"), f"PyPI's zerosearch is another project: {wanted}"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = [doctor.FLASH_ATTENTION, *get_args(get_args(Verl.model_fields["loggers"].annotation)[0])]
+    required = [each for rollout in doctor.OLDEST for each in doctor._requirements("verl", [rollout])]
+    needed += [f"{each.name}{each.specifier}" for each in required]
+    for each in wanted:
+        found = re.fullmatch(r"\.\[([\w,-]+)\]", each)
+        assert each in needed if found is None else set(found[1].split(",")) <= set(extras), each
     return ""
 
 
@@ -231,6 +241,7 @@ def test_what_would_install_the_other_project_is_found() -> None:
         "make nothing-of-the-sort",
         'pip install -e ".[nothing]"  # needs the network',
         'pip install "zerosearch[local]"  # needs the network',
+        "pip install vllm==0.1.0  # needs the network",
         "vllm serve some/model --fast  # needs a GPU",
         "python nowhere.py  # needs a GPU",
         "python nowhere.py",

@@ -251,6 +251,16 @@ def test_closed_book_always_answers_within_its_turn(written: str) -> None:
     assert "<search>" in trajectory.segments[0].text, "the prompt is the one that the policy knows"
 
 
+def test_a_turn_too_short_for_an_answer_is_refused() -> None:
+    size = len(encode_text(TOKENS, "<answer>"))
+    script = Script(lambda request, _: encode_text(TOKENS, "so " * 40)[: request.max_tokens])
+    sentence = (
+        rf"agent\.max_tokens_per_turn is {size}, but <answer> takes {size} tokens .*: set it to more than {size}$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        asyncio.run(closed_book(script, TOKENS, replace(SETTINGS, max_tokens_per_turn=size))(QUESTION))
+
+
 def test_retrieval_first_asks_the_raw_question_once_and_reads_its_page() -> None:
     engine = Engine()
     script = turns("Let me see.", " Alice </answer>")

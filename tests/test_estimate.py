@@ -1,5 +1,6 @@
 """The estimate: its formulas against models, training steps and a whole run, and what the plan says of recipes."""
 
+import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 from whole_runs import ONLY_RL, carry_out, lines, trajectories
 
+from zerosearch.cli.plan import plan
+from zerosearch.errors import UserError
 from zerosearch.inference.adapters import adapter_state, add_adapters
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe
 from zerosearch.training.verl.estimate import Habits, Work, estimate, memory, operations
@@ -56,6 +59,21 @@ def test_a_known_models_weights_are_those_that_transformers_makes(name: str) -> 
 )
 def test_a_hub_id_tells_the_shape(name: str, known: str) -> None:
     assert shape_of(name) == KNOWN[known]
+
+
+@pytest.mark.parametrize("text", ["", '{"hidden_size": 64,', "\x00"])
+def test_a_broken_configuration_is_said_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    recipe = load_recipe("one-node", [f"model.name={tmp_path}"])
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'config.json'} is no JSON (")) as error:
+        plan(recipe)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"hidden_size": null, "num_attention_heads": 2}'])
+def test_a_configuration_of_another_kind_tells_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert shape_of(str(tmp_path)) is None
 
 
 def test_a_model_that_nothing_is_known_of_has_no_memory_line() -> None:

@@ -16,6 +16,7 @@ from zerosearch.agent.prompt import PromptTemplate
 from zerosearch.cli.main import run as command
 from zerosearch.data import Question
 from zerosearch.errors import UserError
+from zerosearch.training import doctor
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import differing_toml, load_recipe
 from zerosearch.training.verl.files import Files
@@ -54,6 +55,24 @@ def test_the_published_line_is_a_recipe_for_verl(script: str) -> None:
     keys = translate(recipe, Files.of(Path(recipe.output)))
     estimators = {"grpo": "grpo", "ppo": "gae", "reinforce": "zerosearch_reinforce"}
     assert keys["algorithm.adv_estimator"] == estimators[script]
+
+
+def test_the_line_of_ppo_has_the_rates_and_the_warm_ups_of_its_script() -> None:
+    """The script's: 1e-6 and 1e-5, warmed up over 0.285 and 0.015 of the steps, then constant; λ = γ = 1."""
+    recipe = recipe_of(script="ppo")
+    keys = translate(recipe, Files.of(Path(recipe.output)))
+    rates = {role: keys[f"{role}.optim.lr"] for role in ("actor_rollout_ref.actor", "critic")}
+    assert rates == {"actor_rollout_ref.actor": 1e-6, "critic": 1e-5}
+    assert keys["actor_rollout_ref.actor.optim.lr_warmup_steps"] == 57
+    assert keys["critic.optim.lr_warmup_steps"] == 3
+    assert keys["critic.optim.lr_scheduler_type"] == "constant"
+    assert keys["algorithm.lam"] == keys["algorithm.gamma"] == 1.0
+    assert "trainer.critic_warmup" not in keys, "the policy learns from the first step on"
+    for script in ("grpo", "reinforce"):
+        recipe = recipe_of(script=script)
+        keys = translate(recipe, Files.of(Path(recipe.output)))
+        assert keys["actor_rollout_ref.actor.optim.lr_warmup_steps"] == 192
+        assert not any(key.startswith("critic.") for key in keys)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -162,6 +181,24 @@ def test_the_command_carries_out_what_it_prints(
     assert not ended.value.code
     assert carried_out == [recipe_of()]
     assert tomllib.loads(capsys.readouterr().out)["training"]["steps"] == 203
+
+
+def test_the_doctor_looks_at_the_lines_own_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examined: list[Recipe] = []
+
+    def examine(recipe: Recipe) -> list[doctor.Finding]:
+        examined.append(recipe)
+        return [doctor.Finding("simulator", "problem", "nothing answers: start it")]
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    with pytest.raises(SystemExit) as ended:
+        command(["original", "grpo", *LINE.split(), "--doctor"])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and examined == [recipe_of()]
+    assert said.out.rstrip().endswith("problem  simulator: nothing answers: start it")
+    assert "1 of the checks found a problem" in said.err
 
 
 @pytest.mark.parametrize("overrides", [[], ["algorithm.type=ppo", "algorithm.kl_in=loss", "algorithm.whiten=false"]])

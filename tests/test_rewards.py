@@ -23,7 +23,7 @@ from zerosearch.search.bm25 import BM25Engine
 from zerosearch.training.demonstrations import demonstrate
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
-from zerosearch.training.rewards import load_function, overlength, reward_parts, well_formed
+from zerosearch.training.rewards import load_function, overlength, reward_parts, rewarded, well_formed
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.stages import train
 
@@ -59,6 +59,9 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     sys.modules.pop("reward_under_test", None)
     yield "reward_under_test"
+    for thread in threading.enumerate():
+        if thread.name == "reward":
+            thread.join(30)  # else it might import the module into the next test
     sys.modules.pop("reward_under_test", None)
 
 
@@ -251,6 +254,22 @@ def test_a_function_that_takes_too_long_is_one_sentence_and_holds_nothing_up(min
     (thread,) = {each for each in threading.enumerate() if each.name == "reward"}
     assert thread.daemon
     thread.join(5)  # what it has to say in the end is of no account: pytest would report an error in it
+
+
+def test_a_loop_that_stands_still_is_not_the_functions_time(mine: str, tmp_path: Path) -> None:
+    """The function returns at once, and leaves behind what holds the loop up for longer than the timeout."""
+    (tmp_path / f"{mine}.py").write_text(
+        "import time\nloop = None\n"
+        "def judge(trajectory):\n    loop.call_soon_threadsafe(time.sleep, 0.5)\n    return 1.0\n"
+    )
+    made = recipe(*OWN, "reward.timeout=0.2", f"reward.function={mine}:judge")
+    found = load_function(made.reward.function).__globals__  # type: ignore[attr-defined]
+
+    async def judged() -> dict[str, float]:
+        found["loop"] = asyncio.get_running_loop()
+        return await rewarded(episode(ANSWER), made)
+
+    assert asyncio.run(judged()) == {"function": 0.5}
 
 
 def test_what_a_function_raises_in_its_thread_reaches_the_run(mine: str, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,11 @@ from scores import scored, system
 
 import zerosearch
 from zerosearch.errors import RunError, UserError
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, Results, summarize
+from zerosearch.evaluation.results import PEAK_MEMORY, TRAINED, UNTRAINED, Results, summarize
 from zerosearch.report import run_folder
 from zerosearch.report.files import JsonLines, write_atomically
 from zerosearch.report.metrics_log import MetricsLog
-from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.run_folder import RunFolder, peak_memory
 
 RECIPE = "[training]\nsteps = 5\n"
 
@@ -220,6 +222,20 @@ def test_results_grow_system_by_system(tmp_path: Path) -> None:
     run.results.write_text("{")
     with pytest.raises(RunError, match=r"results\.json is no JSON"):
         run.read_results()
+
+
+def test_the_peak_of_memory_is_that_of_all_processes_and_of_nothing_before_them(tmp_path: Path) -> None:
+    run, held = RunFolder.create(tmp_path / "run", RECIPE), bytearray(300 * 2**20)
+    command = [sys.executable, "-S", "-c", "print(len(bytearray(60 * 2**20)), flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout and child.stdout.readline()
+        assert 60 * 2**20 < peak_memory(child.pid) < 200 * 2**20 < len(held) < peak_memory()
+        run.add_peak_memory([child.pid])
+        expected = (peak_memory() + peak_memory(child.pid)) / 2**30
+        child.kill()
+    assert run.read_results().measurements[PEAK_MEMORY] == pytest.approx(expected, abs=0.01)
+    run.add_peak_memory()
+    assert run.read_results().measurements[PEAK_MEMORY] == pytest.approx(expected, abs=0.01)
 
 
 def test_trajectories_are_appended_or_replaced(tmp_path: Path) -> None:

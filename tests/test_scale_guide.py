@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -55,13 +56,18 @@ def test_the_batch_job_starts_ray_before_it_trains_and_runs_each_on_its_node(tmp
         ["bash", "train.sbatch"], cwd=tmp_path, env=given, capture_output=True, text=True, check=False
     )
     assert not ended.returncode, ended.stderr
-    called = [line.strip() for line in log.read_text().splitlines()]
+    until = time.monotonic() + 20
+    while len(called := [line.strip() for line in log.read_text().splitlines() if " curl " not in line]) < 6:
+        assert time.monotonic() < until, called  # servers are begun in the background, and write when they come to it
+        time.sleep(0.05)
     assert any(line.startswith("three vllm serve Qwen/Qwen2.5-14B-Instruct") for line in called)
     assert "one ray start --head --port=6379 --block" in called
     assert "two ray start --address=one:6379 --block" in called
-    assert called[-1].startswith("one zerosearch train qwen2.5-7b-base extends=two-nodes")
-    assert "simulation.url=http://three:6001/v1" in called[-1]
-    assert any(line.startswith("one zerosearch doctor qwen2.5-7b-base") for line in called[:-1])
+    ours = [line for line in called if line.startswith("one zerosearch ")]
+    assert [line.split()[2:5] for line in ours] == [
+        [name, "qwen2.5-7b-base", "extends=two-nodes"] for name in ("doctor", "train")
+    ]
+    assert "simulation.url=http://three:6001/v1" in ours[-1]
 
 
 def test_the_kubernetes_objects_fit_each_other_and_the_recipe() -> None:

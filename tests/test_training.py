@@ -34,7 +34,15 @@ pytestmark = pytest.mark.usefixtures("lively")
 
 
 def test_a_run_leaves_everything_that_it_found(whole: Path) -> None:
-    for name in ("recipe.toml", "metrics.jsonl", "results.json", "versions.json", "examples.txt", "curve.png"):
+    for name in (
+        "recipe.toml",
+        "metrics.jsonl",
+        "results.json",
+        "versions.json",
+        "examples.txt",
+        "curve.png",
+        "report.html",
+    ):
         assert (whole / name).stat().st_size, name
     found = results(whole)
     assert list(found["systems"]) == ["untrained", "after warm start", "after RL"]

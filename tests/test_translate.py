@@ -24,6 +24,7 @@ from zerosearch.training.recipe_algorithm import PRESETS
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
 from zerosearch.training.verl.files import Files
 from zerosearch.training.verl.known import check_overrides
+from zerosearch.training.verl.reserved import FIXED, SAID_OTHERWISE
 from zerosearch.training.verl.translate import ACTOR, CRITIC, MODEL, ROLLOUT, hydra_arguments, translate
 
 needs.verl()
@@ -163,8 +164,6 @@ def test_every_recipe_of_the_package_can_be_translated(name: str) -> None:
         (["training.resample=2"], ["training.resample is 2", "training.resample = 0"]),
         (["training.threads=2"], ["training.threads is 2", "OMP_NUM_THREADS"]),
         (["training.ahead=true"], ["training.ahead is true", "training.ahead = false"]),
-        (["verl.overrides.algorithm.filter_groups.enable=true"], ["filter_groups.enable is True", "remove it"]),
-        (["verl.overrides.trainer.v1.trainer_mode=colocate_async"], ["trainer_mode is colocate_async"]),
         (["model.memory_share=0.5"], ["model.memory_share is 0.5", "verl.memory_share"]),
         (["search.serpapi.max_calls=7"], ["search.serpapi.max_calls is 7", "8 processes", "verl.workers"]),
         (["model.sampler=vllm"], ['model.sampler is "vllm"', "verl.rollout"]),
@@ -208,8 +207,8 @@ def test_what_cannot_be_translated_names_the_key(given: list[str], words: list[s
 def test_overrides_win_and_need_no_table_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
-        '[verl.overrides]\n"trainer.project_name" = "mine"\nactor_rollout_ref.rollout.n = 7\n'
-        f'"+{ROLLOUT}.engine_kwargs.vllm.quantization" = "fp8"\n"trainer.resume_from_path" = "null"\n'
+        '[verl.overrides]\n"trainer.project_name" = "mine"\nactor_rollout_ref.actor.clip_ratio_low = 0.3\n'
+        f'"+{ROLLOUT}.engine_kwargs.vllm.quantization" = "fp8"\n"trainer.rollout_data_dir" = "null"\n'
     )
     given = ["trainer=verl", "search.type=bm25", "verl.overrides.trainer.project_name=ours"]
     resolved = load_recipe(str(path), given)
@@ -217,11 +216,20 @@ def test_overrides_win_and_need_no_table_of_their_own(tmp_path: Path) -> None:
     keys = translate(resolved, Files.of(tmp_path))
     composed = configuration(hydra_arguments(keys))
     assert composed.trainer.project_name == "ours"
-    assert composed.actor_rollout_ref.rollout.n == 7
+    assert composed.actor_rollout_ref.actor.clip_ratio_low == 0.3
     assert composed.actor_rollout_ref.rollout.engine_kwargs.vllm.quantization == "fp8"
-    assert composed.trainer.resume_from_path is None
+    assert composed.trainer.rollout_data_dir is None
     path.write_text(resolved_toml(resolved))
     assert load_recipe(str(path)).verl == resolved.verl
+
+
+UNLISTED = {"model_engine", "hydra", "data.sampler", "ray_kwargs.ray_init._temp_dir"}
+"""Reserved keys that verl's program takes, and its files do not list."""
+
+
+def test_what_is_reserved_is_a_key_of_verl(listed: dict[str, dict[str, Any]]) -> None:
+    for key in {*SAID_OTHERWISE, *FIXED} - UNLISTED:
+        assert is_known(key, listed["fsdp2"]), key
 
 
 def test_an_override_that_verl_does_not_know_names_the_nearest() -> None:
@@ -356,7 +364,8 @@ def test_the_critic_is_the_recipes() -> None:
 
 
 def test_the_guide_names_keys_that_recipes_become() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "guides" / "verl.md").read_text()
+    guide = (Path(__file__).parents[1] / "docs" / "guides" / "verl.md").read_text()
+    text = guide.partition("## What becomes what")[2].partition("\n## ")[0]
     rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| `")]
     named = {key for row in rows for key in re.findall(r"`([a-z_]+\.[\w.]+)`", row)}
     written = {key for case in EVERYTHING.values() for key in keys_of(*case)}

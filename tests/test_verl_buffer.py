@@ -18,7 +18,7 @@ from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import load_template
 from zerosearch.training.recipe_file import load_recipe
-from zerosearch.training.verl.buffer import Episode, check_number, conditions, figures_of
+from zerosearch.training.verl.buffer import Episode, check_number, figures_of, measured
 
 QUESTION = Question("q1", "Who founded Silver Anchor?", ("Alice Turner",), "paths")
 
@@ -32,11 +32,11 @@ class Scribe:
         return f"Doc 1: {'Alice Turner did.' if request.seed % 3 == 0 else 'It is grey.'}"
 
 
-def trajectory_of(reward: float, worker: str, counted: dict[str, Any], episode: int) -> Episode:
+def trajectory_of(reward: float, worker: str, counted: dict[str, Any], episode: int, **more: str) -> Episode:
     record = Trajectory(QUESTION, sample=episode, step=1, answer="Alice Turner", ending="answered").to_json()
     fields = {"trajectory": json.dumps(record), "parts": {"f1": reward}, "error": "", "ends_run": False}
     weights = {"min_global_steps": 0, "max_global_steps": 0}
-    return Episode.of(f"u_{episode}_0", {**fields, **weights, "worker": worker, "counted": counted})
+    return Episode.of(f"u_{episode}_0", {**fields, **weights, "worker": worker, "counted": counted, **more})
 
 
 def pages(simulator: Simulator, *turns: tuple[int, int]) -> dict[str, Any]:
@@ -90,11 +90,15 @@ def test_episodes_that_verl_lost_end_the_run(found: int, wanted: int) -> None:
 
 def test_results_say_what_they_were_measured_under() -> None:
     own = load_recipe("world", ["trainer=verl", "model.dtype=bfloat16", "seed=3"])
-    found = conditions(own, 1, {"search/bm25/calls": 9.0})
+    found = measured(own, 1, [trajectory_of(1.0, "a", {"search/bm25/calls": 9.0}, 0)], 2, 3.21)
     assert found.items() >= {"engine": "bm25", "corpus": "world", "dtype": "bfloat16", "seed": 3}.items()
-    assert "address" not in found
+    assert found.items() >= {"weights": "dequantised from 4 bit", "sampler": "vllm"}.items()
+    assert found.items() >= {"questions_left_out": 2, "seconds": 3.2}.items() and "address" not in found
     real = load_recipe("world", ["trainer=verl", "evaluation.engine=serpapi"])
+    dates = {"a": "2026-02-01T00:00:00+00:00", "b": "2026-01-01T00:00:00+00:00", "c": ""}
     counters = {"search/serpapi/requests": 5.0, "search/serpapi/cost": 0.5, "search/serpapi/calls": 7.0}
-    found = conditions(real, 1, counters)
+    tested = [trajectory_of(1.0, name, counters if name == "a" else {}, 0, oldest_page=dates[name]) for name in dates]
+    found = measured(real, 1, tested, 0, 1.0)
     assert found.items() >= {"address": "https://serpapi.com", "requests": 5.0, "cost": 0.5}.items()
+    assert found["oldest_page"] == dates["b"]
     assert date.fromisoformat(str(found["date"])) and "corpus" not in found

@@ -96,16 +96,15 @@ def compare(one: Outcome, other: Outcome) -> None:
     taught = other.advantages.keys() & one.advantages.keys()
     assert taught == one.advantages.keys()
     for ids, advantages in other.advantages.items():
-        torch.testing.assert_close(
-            advantages, one.advantages.get(ids, torch.zeros_like(advantages)), rtol=1e-4, atol=1e-4
-        )
+        expected = one.advantages.get(ids, torch.zeros_like(advantages))
+        torch.testing.assert_close(advantages, expected, rtol=1e-4, atol=1e-4, msg=lambda said: f"advantages: {said}")
     for norm in ("gradient_norm", "critic_gradient_norm"):
         if norm in one.figures:
             assert other.figures[norm] == pytest.approx(one.figures[norm], rel=1e-4), norm
     assert one.change.keys() == other.change.keys()
     difference = torch.cat([(one.change[name] - other.change[name]).flatten() for name in one.change]).norm()
     whole = torch.cat([each.flatten() for each in one.change.values()]).norm()
-    assert whole > 0 and difference <= 0.01 * whole, f"{difference / whole:.2%}"
+    assert whole > 0 and difference <= 0.01 * whole, f"change of the weights: {difference / whole:.2%} apart"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -117,7 +116,11 @@ def test_verl_and_the_local_trainer_do_the_same(
     compare(one, on_verl(model, tmp_path / "verl", monkeypatch, *given))
 
 
-@pytest.mark.parametrize("mistake", ["divergence", "mask"])
+MISTAKES = {"divergence": r"^(gradient_norm|change of the weights)", "mask": r"^advantages"}
+"""What each mistake breaks first: the divergence has no part in advantages, and the mask says whose they are."""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_comparison_notices(
     model: Path, tmp_path: Path, server: ChatProcess, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
@@ -130,5 +133,5 @@ def test_the_comparison_notices(
         monkeypatch.setenv("SHIFTED_MASK", "1")
     other = on_verl(model, tmp_path / "verl", monkeypatch, *given, *wrong)
     assert one.episodes == other.episodes
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=MISTAKES[mistake]):
         compare(one, other)

@@ -1,17 +1,20 @@
 """Every key of a recipe becomes one of verl's, is carried out by this package, or is refused: none is dropped."""
 
 import re
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import carried_out
 import pytest
 from pydantic import BaseModel
 
-import zerosearch
 from zerosearch.errors import UserError
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.verl.files import Files
+from zerosearch.training.verl.reserved import FIXED, SAID_OTHERWISE
 from zerosearch.training.verl.translate import translate
 
 BASE = ["trainer=verl", "warm_start.enabled=false", "simulation.tuning.enabled=false", "search.type=bm25"]
@@ -100,49 +103,101 @@ REFUSED: dict[str, list[str]] = {
 }
 """What sets a key to a value that verl cannot carry out."""
 
-CARRIED_OUT: dict[str, tuple[str, ...]] = {
-    "cli/train.py": ("trainer",),
-    "training/engines.py": (
-        *("model.prompt", "search.type", "search.k", "evaluation.k", "search.mixed.real"),
-        *("search.mixed.start", "search.mixed.end"),
-        *(f"search.serpapi.{name}" for name in ("cache", "cache_days", "engine", "url")),
-        *(f"search.retriever.{name}" for name in ("cache", "cache_days", "url", "protocol")),
-        *(f"search.{kind}.{name}" for kind in ("serpapi", "retriever") for name in ("timeout", "retries", "price")),
-        *(f"simulation.{name}" for name in ("mode", "model", "url", "template", "temperature", "max_tokens")),
-        *(f"simulation.{name}" for name in ("timeout", "retries", "outage", "cache", "offline", "withhold", "repair")),
-        *(f"simulation.noise.{name}" for name in ("schedule", "start", "end", "base", "target", "max_change")),
-        *("simulation.noise.per", "simulation.noise.share", "simulation.noise.kinds.irrelevant"),
-        *("simulation.noise.kinds.near_miss", "simulation.noise.kinds.contradicting"),
-        *("agent.max_turns", "agent.max_observation_tokens", "simulation.tuning.enabled"),
-        *(f"search.{kind}.{name}" for kind in ("serpapi", "retriever") for name in ("concurrency", "rate")),
-        *("search.serpapi.max_calls", "search.retriever.max_calls", "simulation.concurrency"),
-    ),
-    "training/verl/workshop.py": ("search.corpus", "evaluation.engine"),
-    "training/verl/data.py": ("data.train", "data.test", "data.train_limit", "data.test_limit"),
-    "training/verl/buffer.py": ("search.failure_threshold",),
-    "training/verl/launch.py": ("verl.time_limit", "report.live", "warm_start.enabled"),
-    "training/stages.py": (
-        *(f"simulation.tuning.{name}" for name in ("pages", "epochs", "batch_size", "learning_rate")),
-        *(f"warm_start.{name}" for name in ("demonstrations", "epochs", "batch_size", "learning_rate")),
-        "report.examples",
-    ),
-    "training/rewards.py": (
-        *(f"reward.{name}" for name in ("type", "function", "timeout", "search_cost", "free_searches")),
-        *("reward.length_penalty", "reward.length_start", "reward.weights.function"),
-        *(f"reward.weights.{name}" for name in ("f1", "em", "substring_em", "format")),
-    ),
-    "training/health.py": (
-        *(f"health.{name}" for name in ("patience", "max_kl", "min_entropy", "max_gradient_norm", "min_reward")),
-        *("health.max_invalid_actions", "health.max_truncated_turns", "health.max_empty_pages"),
-        *("health.max_repetition", "health.reward_steps", "health.max_clip_fraction", "health.max_ratio"),
-        *("health.max_groups_without_spread", "health.max_policy_tokens", "health.min_searches"),
-    ),
-    "training/simulator/tune.py": (
-        *("simulation.tuning.lora.rank", "simulation.tuning.lora.alpha", "simulation.tuning.save_every"),
-        "simulation.tuning.max_tokens",
-    ),
+SERVED = ["simulation.mode=prompt", "simulation.url=http://one:1/v1", "simulation.model=writer"]
+SERVED += ["search.type=simulated", "evaluation.engine=none"]
+OWN = ["reward.type=weighted", "reward.weights.function=1.0", "reward.function=carried_out:one"]
+MIXED = ["search.type=mixed", "search.mixed.real=retriever"]
+TUNED = ["simulation.url=", "simulation.mode=sft", "simulation.tuning.enabled=true"]
+REMOTE = {
+    "timeout": ["timeout=3.0"],
+    "retries": ["retries=1"],
+    "concurrency": ["concurrency=5"],
+    "rate": ["rate=2.0"],
+    "max_calls": ["max_calls=100"],
+    "price": ["price=0.5"],
+    "cache": ["cache=kept"],
+    "cache_days": ["cache=kept", "cache_days=3.0"],
+    "url": ["url=http://two:1/retrieve"],
 }
-"""Where this package itself does what a key says, on verl as elsewhere."""
+
+
+def of(table: str, *names: str, needed: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The keys of a table, each set to a value: name=value."""
+    return {f"{table}.{name.partition('=')[0]}": [*needed, f"{table}.{name}"] for name in names}
+
+
+def remote(kind: str, **more: list[str]) -> dict[str, list[str]]:
+    table = f"search.{kind}"
+    given = {name: [f"{table}.{each}" for each in values] for name, values in (REMOTE | more).items()}
+    return {f"{table}.{name}": [f"search.type={kind}", *values] for name, values in given.items()}
+
+
+Build = Callable[[Recipe, pytest.MonkeyPatch, Path], Any]
+CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
+    carried_out.begun: {"trainer": ["trainer=local"]},
+    carried_out.searched: {
+        **of("model", "prompt=completion"),
+        **of("agent", "max_turns=2", "max_observation_tokens=80"),
+        **of("evaluation", "engine=retriever", "k=5"),
+        **of("search", "type=retriever", "k=5"),
+        **of("search", "corpus=others.jsonl", needed=["search.type=bm25", "search.corpus=passages.jsonl"]),
+        **of(
+            "search.mixed",
+            "real=serpapi",
+            "start=0.2",
+            "end=0.9",
+            needed=["search.type=mixed", "search.mixed.real=retriever"],
+        ),
+        **remote("retriever", protocol=["protocol=zerosearch"]),
+        **remote("serpapi", engine=["engine=bing"]),
+        **of("simulation", "mode=sft", "model=another", "url=http://two:1/v1", "template=sft", "temperature=0.1"),
+        **of("simulation", "max_tokens=99", "timeout=9.0", "retries=1", "concurrency=5", "outage=9.0", "cache=pages"),
+        **of("simulation", "offline=true", needed=["simulation.cache=pages"]),
+        **of("simulation", "withhold=never", "repair=drop"),
+        **of("simulation.noise", "schedule=linear", "start=0.1", "end=0.9", "base=2.0", "per=document", "share=group"),
+        **of("simulation.noise.kinds", "irrelevant=1.0", "near_miss=1.0", "contradicting=1.0"),
+    },
+    carried_out.asked: of("data", "train=questions.jsonl", "test=questions.jsonl", "train_limit=5", "test_limit=2"),
+    carried_out.lost: {"search.failure_threshold": ["training.samples_per_question=2", "search.failure_threshold=0.5"]},
+    carried_out.waited_for: {"verl.time_limit": ["verl.time_limit=60"]},
+    carried_out.launched: {
+        "report.live": ["report.live=false"],
+        "report.trackers": ["report.trackers=tensorboard"],
+        "warm_start.enabled": ["warm_start.enabled=true"],
+        "simulation.tuning.enabled": TUNED,
+    },
+    carried_out.taught: of("warm_start", "demonstrations=7", "epochs=3", "batch_size=5", "learning_rate=1e-3"),
+    carried_out.tuned: {
+        **of("simulation.tuning", "pages=7", "epochs=3", "batch_size=5", "learning_rate=1e-3", needed=TUNED),
+        **of("simulation.tuning", "max_tokens=100", "save_every=3", needed=TUNED),
+        **of("simulation.tuning.lora", "rank=8", needed=TUNED),
+        **of("simulation.tuning.lora", "alpha=8.0", needed=[*TUNED, "simulation.tuning.lora.rank=8"]),
+    },
+    carried_out.shown: {"report.examples": ["report.examples=0"]},
+    carried_out.earned: {
+        **of("reward", "type=em", "search_cost=0.1", "length_penalty=0.5"),
+        **of("reward", "free_searches=1", needed=["reward.search_cost=0.1"]),
+        **of("reward", "length_start=100", needed=["reward.length_penalty=0.5"]),
+        **of("reward", "function=carried_out:two", needed=OWN),
+        **of("reward", "timeout=0.05", needed=[*OWN, "reward.function=carried_out:slow"]),
+        **of("reward.weights", "f1=0.5", "em=0.5", "substring_em=0.5", "format=0.5", "function=0.5", needed=OWN),
+    },
+    carried_out.watched: {
+        **of("health", "patience=20", "max_kl=20.0", "min_entropy=0.5", "max_gradient_norm=20.0", "min_reward=0.5"),
+        **of(
+            "health", "max_invalid_actions=0.9", "max_truncated_turns=0.9", "max_empty_pages=0.8", "max_repetition=0.5"
+        ),
+        **of("health", "reward_steps=5", "max_clip_fraction=0.9", "max_ratio=20.0", "max_groups_without_spread=0.9"),
+        **of("health", "max_policy_tokens=100.0", "min_searches=0.5", "max_repetition=0.5"),
+    },
+}
+"""What of a run shows that this package itself does what a key says, and what sets the key so that it shows."""
+
+WITH_ANOTHER = {
+    "simulation.noise.target": "simulation.noise.schedule",
+    "simulation.noise.max_change": "simulation.noise.schedule",
+}
+"""Of account only with a value of another key which is refused."""
 
 
 def keys_of(section: type[BaseModel], prefix: str = "") -> set[str]:
@@ -163,7 +218,7 @@ def told(*overrides: str) -> dict[str, object]:
 
 def test_each_key_has_its_place() -> None:
     carried = [key for keys in CARRIED_OUT.values() for key in keys]
-    placed = [*TRANSLATED, *REFUSED, *carried]
+    placed = [*TRANSLATED, *REFUSED, *WITH_ANOTHER, *carried]
     assert sorted(placed) == sorted(keys_of(Recipe)), "each key once"
 
 
@@ -180,11 +235,48 @@ def test_what_verl_cannot_do_is_refused(key: str) -> None:
         told(*REFUSED[key])
 
 
-@pytest.mark.parametrize("file", CARRIED_OUT)
-def test_what_this_package_does_is_read_there(file: str) -> None:
-    text = (Path(zerosearch.__file__).parent / file).read_text()
-    for key in CARRIED_OUT[file]:
-        assert re.search(rf"\b{key.rpartition('.')[2]}\b", text), key
+@pytest.mark.parametrize("key", WITH_ANOTHER)
+def test_what_is_refused_takes_keys_along(key: str) -> None:
+    with pytest.raises(UserError, match=re.escape(WITH_ANOTHER[key])):
+        told("search.type=simulated", "simulation.noise.schedule=adaptive", f"{key}=0.01")
+
+
+class Workbench:
+    """Builds parts of runs in a folder with a corpus, another one, and questions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.built, self.bases = folder, count(), dict[tuple[Build, tuple[str, ...]], Any]()
+        for name in ("passages", "others"):
+            (folder / f"{name}.jsonl").write_text(f'{{"id": 1, "title": "A", "text": "Some {name} of Alice."}}\n')
+        (folder / "questions.jsonl").write_text('{"id": "1", "question": "Who?", "golden_answers": ["Alice"]}\n')
+
+    def base(self, build: Build, given: Sequence[str]) -> Any:
+        """What is built without the key: always the same."""
+        case = build, tuple(given)
+        if case not in self.bases:
+            self.bases[case] = self.of(build, given)
+            assert self.of(build, given) == self.bases[case]
+        return self.bases[case]
+
+    def of(self, build: Build, given: Sequence[str]) -> Any:
+        recipe = load_recipe("world", [*BASE, *SERVED, "training.steps=2", "data.test_limit=3", *given])
+        place = self.folder / str(next(self.built))
+        place.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            return build(recipe, patch, place)
+
+
+@pytest.fixture(scope="module")
+def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return Workbench(tmp_path_factory.mktemp("built"))
+
+
+@pytest.mark.parametrize(("build", "key"), [(build, key) for build, keys in CARRIED_OUT.items() for key in keys])
+def test_this_package_does_it(build: Build, key: str, workbench: Workbench) -> None:
+    *needed, last = CARRIED_OUT[build][key]
+    assert last.startswith(key)
+    assert workbench.of(build, [*needed, last]) != workbench.base(build, needed)
 
 
 def test_the_model_as_it_came_is_tested_before_a_warm_start_and_verl_tests_the_warm_start() -> None:
@@ -192,3 +284,44 @@ def test_the_model_as_it_came_is_tested_before_a_warm_start_and_verl_tests_the_w
     assert told("evaluation.untrained=true", "evaluation.warm_start=false")[key] is True
     assert told(warm, "evaluation.untrained=true", "evaluation.warm_start=false")[key] is False
     assert told(warm, "evaluation.untrained=false", "evaluation.warm_start=true")[key] is True
+
+
+# Keys of verl that a recipe may not set
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "guides" / "verl.md").read_text("utf-8")
+
+
+def refused(override: str) -> str:
+    with pytest.raises(UserError) as error:
+        told(f"verl.overrides.{override}")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("key", [*SAID_OTHERWISE, *FIXED])
+def test_what_this_package_acts_on_is_not_overridden(key: str) -> None:
+    above, _, _ = key.rpartition(".")
+    for given in (key, f"+{key}", f"++{key}", f"{key}.inner", *([f"{above}"] if above else [])):
+        said = refused(f"{given}=-1")
+        assert said.startswith(f"verl.overrides.{given.lstrip('+')} is -1, but ") and "remove it" in said
+    assert f"`{key}`" in GUIDE
+    if key in SAID_OTHERWISE:
+        ours = re.findall(r"[a-z_.]+\.[a-z_]+|output|resume", SAID_OTHERWISE[key])
+        assert ours and set(ours) <= keys_of(Recipe)
+        assert SAID_OTHERWISE[key] in refused(f"{key}=-1")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "trainer.test_freq=5",
+        "trainer.project_name=mine",
+        "actor_rollout_ref.rollout.enforce_eager=true",
+        "actor_rollout_ref.rollout.nn=1",
+        "ray_kwargs.ray_init.num_cpus=3",
+        "+actor_rollout_ref.rollout.engine_kwargs.vllm.quantization=fp8",
+    ],
+)
+def test_other_keys_are(given: str) -> None:
+    key, _, _ = given.lstrip("+").partition("=")
+    assert key in told(f"verl.overrides.{given}")

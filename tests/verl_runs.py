@@ -1,6 +1,7 @@
 """Whole runs on verl, on CPU with a model of two layers, and what they leave."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def commands() -> Iterator[tuple[int, str]]:
 
 def programs() -> Iterator[str]:
     return (line for _, line in commands())
+
+
+def gone(seconds: float) -> bool:
+    """Whether the programs end within so many seconds: on a loaded machine a killed process takes a while to go."""
+    until = time.monotonic() + seconds
+    while list(programs()):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def segments() -> set[Path]:

@@ -8,6 +8,7 @@ from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
+from zerosearch.errors import UserError
 from zerosearch.inference.sampler import Sample, Sampler, SamplingRequest
 from zerosearch.inference.tokens import encode_text
 from zerosearch.search.engine import SearchEngine
@@ -24,6 +25,9 @@ class ForcedAnswer:
     """A sampler whose every turn ends in an answer: what comes instead of one is cut, and `<answer>` written.
 
     opening: a text that is written as the first turn instead, once.
+
+    Raises:
+        UserError: a turn has no room for an answer.
     """
 
     def __init__(self, sampler: Sampler, tokenizer: "PreTrainedTokenizerBase", opening: str = ""):
@@ -43,6 +47,11 @@ class ForcedAnswer:
         if len(start) >= request.max_tokens:
             start = encode_text(self._tokenizer, ANSWER)
         room = request.max_tokens - len(start)
+        if room <= 0:
+            raise UserError(
+                f"agent.max_tokens_per_turn is {request.max_tokens}, but {ANSWER} takes {len(start)} tokens before the "
+                f"answer itself: set it to more than {len(start)}"
+            )
         forced = await self._sampler.sample(
             replace(request, token_ids=[*request.token_ids, *start], max_tokens=room, stop=("</answer>",))
         )

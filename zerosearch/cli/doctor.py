@@ -1,10 +1,14 @@
 """`zerosearch doctor`: can this machine carry out a recipe, and what is missing?"""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zerosearch.errors import RunError
+
+if TYPE_CHECKING:
+    from zerosearch.training.doctor import Finding
 
 
 def doctor(
@@ -28,6 +32,15 @@ def doctor(
         findings = check_device("cuda" if gpu else "cpu", model)
     else:
         findings = examine(load_recipe(recipe, overrides or []))
+    tell(findings)
+
+
+def tell(findings: "Iterable[Finding]") -> None:
+    """Print what was found.
+
+    Raises:
+        RunError: a problem was among it.
+    """
     problems = 0
     for finding in findings:
         problems += finding.state == "problem"

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from zerosearch.cli.doctor import tell
 from zerosearch.cli.train import carry_out, show_plan
 
 
@@ -17,6 +18,7 @@ def original(
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe and the plan, and stop.")] = False,
+    doctor: Annotated[bool, typer.Option("--doctor", help="Check this machine for the recipe, and stop.")] = False,
 ) -> None:
     """Train as a line of the original says: print the recipe that it stands for, and carry it out."""
     from zerosearch.training.recipe_file import differing_toml
@@ -25,7 +27,11 @@ def original(
     recipe = original_recipe(script, words)
     typer.echo(f"# train_{script}.sh, as a recipe")
     typer.echo(differing_toml(recipe))
-    if dry_run:
+    if doctor:
+        from zerosearch.training.doctor import examine
+
+        tell(examine(recipe))
+    elif dry_run:
         show_plan(recipe)
     else:
         carry_out(recipe)

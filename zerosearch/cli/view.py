@@ -8,7 +8,12 @@ import typer
 from zerosearch.errors import UserError
 
 
-def view(runs: Annotated[list[Path], typer.Argument(help="Run folders; several are averaged, too.")]) -> None:
+def view(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are averaged, too.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write one report of the runs, with their episodes, into this file instead.")
+    ] = None,
+) -> None:
     """Show the results of runs, the mean of several seeds, and what reinforcement gained."""
     from zerosearch.evaluation.results import TRAINED, Results
     from zerosearch.report.console import open_console
@@ -18,6 +23,12 @@ def view(runs: Annotated[list[Path], typer.Argument(help="Run folders; several a
 
     folders = [RunFolder.open(run) for run in runs]
     console = open_console()
+    if html is not None:
+        from zerosearch.training.run_report import write_reports
+
+        write_reports(folders, html)
+        console.print(f"report: {html}", markup=False, highlight=False, soft_wrap=True)
+        return
 
     def show(name: str, results: Results) -> None:
         show_results(results)

@@ -1,14 +1,15 @@
 """Running a policy over test questions: many episodes at once, every question counted."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.evaluation.metrics import exact_match, f1, substring_match
 from zerosearch.evaluation.results import Scored
 
+Result = TypeVar("Result")
 Asked = TypeVar("Asked")
 """A question, or with it what else tells its episode from others."""
 
@@ -56,9 +57,18 @@ async def run_benchmark(
             progress(trajectory)
         return trajectory
 
+    return await together(map(one, questions))
+
+
+async def together(episodes: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run coroutines at once, and return what each gave, in order.
+
+    Raises:
+        Whatever one of them raises; the others are then cancelled.
+    """
     try:
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(one(question)) for question in questions]
+            running = [tasks.create_task(episode) for episode in episodes]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in running]

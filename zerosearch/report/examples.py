@@ -33,7 +33,7 @@ _PART = re.compile(
     r"|<think>(?P<thought>.*?)(?:</think>|(?=<search>|<answer>)|\Z)",
     re.DOTALL,
 )
-_INFORMATION = re.compile(r"\A\s*<information>(.*)</information>", re.DOTALL)
+INFORMATION = re.compile(r"\A\s*<information>(.*)</information>", re.DOTALL)
 
 
 class Segment(Protocol):
@@ -134,7 +134,7 @@ def render_example(title: str, example: Example) -> RenderableType:
     steps: list[RenderableType] = []
     pages = 0
     for segment in example.segments:
-        is_page = segment.kind == "observation" and _INFORMATION.match(segment.text) is not None
+        is_page = segment.kind == "observation" and INFORMATION.match(segment.text) is not None
         noise = example.noise[pages] if is_page and pages < len(example.noise) else None
         pages += is_page
         if segment.kind != "prompt":
@@ -163,9 +163,9 @@ def render_segment(segment: Segment, noise: Noise | None = None) -> RenderableTy
     Nothing that was written is left out: text outside the tags is shown as such.
     """
     if segment.kind == "policy":
-        parts = _policy_parts(segment.text)
+        parts = policy_parts(segment.text)
     elif segment.kind == "observation":
-        parts = _observation_parts(segment.text)
+        parts = observation_parts(segment.text)
     else:
         parts = [("text", segment.text)]
     rows = []
@@ -180,7 +180,8 @@ def render_segment(segment: Segment, noise: Noise | None = None) -> RenderableTy
     return _rows(rows)
 
 
-def _policy_parts(text: str) -> list[tuple[str, str]]:
+def policy_parts(text: str) -> list[tuple[str, str]]:
+    """What the policy wrote in parts, each with its sort: think, search, answer, or text outside of the tags."""
     parts, position = [], 0
     for match in _PART.finditer(text):
         parts.append(("text", text[position : match.start()]))
@@ -189,8 +190,9 @@ def _policy_parts(text: str) -> list[tuple[str, str]]:
     return _without_blank([*parts, ("text", text[position:])])
 
 
-def _observation_parts(text: str) -> list[tuple[str, str]]:
-    if match := _INFORMATION.match(text):
+def observation_parts(text: str) -> list[tuple[str, str]]:
+    """What the policy read in parts, each with its sort: information, or text that tells it something."""
+    if match := INFORMATION.match(text):
         return _without_blank([("information", match[1].strip() or "(nothing)"), ("text", text[match.end() :])])
     return _without_blank([("text", text)])
 

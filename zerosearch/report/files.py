@@ -6,8 +6,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,25 @@ class JsonLines:
             return []
         *lines, _ = self.path.read_bytes().split(b"\n")
         return [self._row(number, line) for number, line in enumerate(lines, 1)]
+
+    def count(self) -> int:
+        """How many complete rows there are."""
+        return sum(1 for _ in self._lines())
+
+    def pick(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of these lines, or of all, with their numbers from 1 on; one is held at a time.
+
+        Raises:
+            RunError: one of these lines is no JSON object.
+        """
+        for number, line in enumerate(self._lines(), 1):
+            if numbers is None or number in numbers:
+                yield number, self._row(number, line)
+
+    def _lines(self) -> Iterator[bytes]:
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                yield from takewhile(lambda line: line.endswith(b"\n"), file)
 
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the content atomically."""

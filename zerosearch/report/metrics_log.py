@@ -3,9 +3,22 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from zerosearch.report.files import JsonLines
+
+REINFORCEMENT = "reinforcement"
+"""The stage of reinforcement learning; the others are supervised, or evaluations."""
+
+
+class Follower(Protocol):
+    """What is told each row of a metrics log once it is written."""
+
+    def log(self, stage: str, step: int, figures: Mapping[str, Any]) -> None: ...
+
+    def resume(self, stage: str, step: int) -> None:
+        """Take back what came after this step of the stage."""
+        ...
 
 
 class MetricsLog:
@@ -14,6 +27,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
         self.path = path
+        self.follower: Follower | None = None
 
     def append(self, stage: str, step: int, figures: Mapping[str, Any]) -> None:
         """Write one row and flush it.
@@ -22,6 +36,8 @@ class MetricsLog:
             RunError: the disk is full; the rows before are kept.
         """
         self._lines.append({"stage": stage, "step": step, "time": round(time.time(), 3), **figures})
+        if self.follower:
+            self.follower.log(stage, step, figures)
 
     def rows(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The rows of a stage, or of all stages; a last line that was cut off is left out.
@@ -42,3 +58,5 @@ class MetricsLog:
         rows = self._lines.read()
         later = (i for i, row in enumerate(rows) if row["stage"] == stage and row["step"] > step)
         self._lines.rewrite(rows[: next(later, len(rows))])
+        if self.follower:
+            self.follower.resume(stage, step)

@@ -40,13 +40,13 @@ Cell = Estimate | str
 def show_results(results: Results, stream: TextIO | None = None) -> None:
     """Print the tables, whether the controls hold, the conditions that all systems share, times and memory."""
     console = open_console(stream)
-    for title, rows in _tables(results):
+    for title, rows in tables_of(results):
         for part in _parts(rows) if console.width < WIDE else [rows]:
             console.print(rich_table(title, part), Text())
     console.print(Text(LEGEND, style="dim"))
     if shared := shared_conditions(results):
         console.print(Text(f"Conditions: {shared}.", style="dim"))
-    if said := _took(results):
+    if said := took(results):
         console.print(Text(f"Took: {said}.", style="dim"))
     for verdict in verdicts(results):
         console.print(Text(f"Control: {verdict}", style="" if verdict.holds else "bold red"))
@@ -56,13 +56,13 @@ def show_gains(gains: Mapping[str, Gains], stream: TextIO | None = None) -> None
     """Print what reinforcement gained over each other system, paired by question."""
     if gains:
         console = open_console(stream)
-        console.print(rich_table("F1 gained by RL over", _gain_rows(gains)), Text())
+        console.print(rich_table("F1 gained by RL over", gain_rows(gains)), Text())
         console.print(Text("± standard error of the difference, paired by question", style="dim"))
 
 
 def results_markdown(results: Results) -> str:
     """The same as Markdown."""
-    parts = [f"**{title}**\n\n{markdown_table(rows)}" for title, rows in _tables(results)]
+    parts = [f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables_of(results)]
     if shared := shared_conditions(results):
         parts.append(f"Conditions: {shared}.")
     return "\n\n".join(parts) + "\n"
@@ -94,7 +94,7 @@ def shared_conditions(results: Results) -> str:
     return ", ".join(_condition(name.replace("_", " "), value) for name, value in shared.items())
 
 
-def _took(results: Results) -> str:
+def took(results: Results) -> str:
     """Times and memory of the run, as `warm start 0:48, reinforcement 16:11, 5.1 GiB of memory at most`."""
     measured = results.measurements
     said = [
@@ -113,7 +113,7 @@ def _condition(name: str, value: object) -> str:
     return f"{name} {visible(str(value))}"
 
 
-def _tables(results: Results) -> Iterable[tuple[str, list[list[Cell]]]]:
+def tables_of(results: Results) -> Iterable[tuple[str, list[list[Cell]]]]:
     if results.systems:
         yield "F1 by kind of question, other scores over all", _system_rows(results)
     if any(len(system.kinds) > 1 for system in results.systems.values()):
@@ -188,7 +188,7 @@ def _family_rows(systems: Mapping[str, SystemResult]) -> list[list[Cell]]:
     return rows
 
 
-def _gain_rows(gains: Mapping[str, Gains]) -> list[list[Cell]]:
+def gain_rows(gains: Mapping[str, Gains]) -> list[list[Cell]]:
     found = next(iter(gains.values()))
     columns = [*(kind for kind in KINDS if kind in found), *(kind for kind in found if kind not in KINDS)]
     header: list[Cell] = ["system", *(KINDS.get(kind, kind) for kind in columns)]

@@ -2,13 +2,13 @@
 
 import json
 import platform
-import resource
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 import zerosearch
 from zerosearch.errors import RunError, UserError
@@ -33,6 +33,7 @@ class RunFolder:
         self.results = path / "results.json"
         self.curve = path / "curve.png"
         self.examples = path / "examples.txt"
+        self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self.trajectories = path / "trajectories"
         self.metrics = MetricsLog(path / "metrics.jsonl")
@@ -119,19 +120,23 @@ class RunFolder:
         """Put figures of the run as a whole into `results.json`."""
         self.write_results(self.read_results().with_measurements(**measurements))
 
-    def add_peak_memory(self) -> None:
-        """Put into `results.json` the most memory, in GiB, that this or an earlier process of the run held."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def add_peak_memory(self, workers: Iterable[int] = ()) -> None:
+        """Put into `results.json` the most memory, in GiB, that this process and its workers held.
+
+        Each is taken at its own peak, and what they share (the weights) counts in each. An earlier process of the run
+        may have held more. workers: ids of processes.
+        """
+        peak = (peak_memory() + sum(map(peak_memory, workers))) / 2**30
         before = float(self.read_results().measurements.get(PEAK_MEMORY) or 0)
         self.add_measurements(**{PEAK_MEMORY: max(before, round(peak, 2))})
 
     def append_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to `trajectories/<name>.jsonl`."""
-        self._trajectories(name).append(*rows)
+        self.trajectory_lines(name).append(*rows)
 
     def write_trajectories(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace `trajectories/<name>.jsonl`."""
-        self._trajectories(name).rewrite(rows)
+        self.trajectory_lines(name).rewrite(rows)
 
     def resume(self, stage: str, step: int) -> None:
         """Go back to where `step` of `stage` was done: later metrics and the stage's later trajectories go.
@@ -146,11 +151,24 @@ class RunFolder:
 
     def read_trajectories(self, name: str) -> list[dict[str, Any]]:
         """The rows of `trajectories/<name>.jsonl`; none where it does not exist."""
-        return self._trajectories(name).read()
+        return self.trajectory_lines(name).read()
 
-    def _trajectories(self, name: str) -> JsonLines:
+    def trajectory_names(self) -> list[str]:
+        """The stages and systems whose trajectories were written, in the order of their names."""
+        return sorted(unquote(path.stem) for path in self.trajectories.glob("*.jsonl"))
+
+    def trajectory_lines(self, name: str) -> JsonLines:
         """The file of a stage or a system; signs of its name that a file name cannot hold are quoted as in a URL."""
         return JsonLines(self.trajectories / f"{quote(name, safe=' ,=+()[]')}.jsonl")
+
+
+def peak_memory(process: int | Literal["self"] = "self") -> int:
+    """The most memory, in bytes, that a process held; 0 where the system does not say.
+
+    Not its `ru_maxrss`, which begins with the peak of the process that started it.
+    """
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def gather_versions() -> dict[str, str | bool | None]:

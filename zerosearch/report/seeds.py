@@ -52,6 +52,5 @@ def _shared_systems(folders: Sequence[RunFolder]) -> list[str]:
 
 def scored(folders: Sequence[RunFolder], system: str) -> list[list[Scored]]:
     """Return what each run's questions earned a system."""
-    return [
-        [score_trajectory(Trajectory.from_json(row)) for row in folder.read_trajectories(system)] for folder in folders
-    ]
+    logs = [folder.trajectory_lines(system) for folder in folders]
+    return [[score_trajectory(Trajectory.from_json(row)) for _, row in log.pick()] for log in logs]

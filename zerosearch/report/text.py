@@ -13,11 +13,11 @@ def visible(text: str) -> str:
     Line breaks stay, tabs become four spaces.
     """
     text = text.replace("\r\n", "\n").replace("\t", "    ")
-    return "".join(_shown(character) for character in text)
+    return "\n".join(line if line.isprintable() else "".join(map(_shown, line)) for line in text.split("\n"))
 
 
 def _shown(character: str) -> str:
-    if character == "\n" or character in _JOINERS or unicodedata.category(character) not in _HIDDEN:
+    if character in _JOINERS or unicodedata.category(character) not in _HIDDEN:
         return character
     return character.encode("unicode_escape", "surrogatepass").decode()
 

@@ -53,7 +53,7 @@ class Simulator:
     unavailable to every request raises.
 
     distractors: what irrelevant and contradicting documents are made from; without them such documents are asked for
-    as plainly noisy ones. counts: of its pages since the last reset.
+    as plainly noisy ones. schedule: of the noise. counts: of its pages since the last reset.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Simulator:
         self.name = name
         self._chat = chat
         self._template = template
-        self._schedule = schedule
+        self.schedule = schedule
         self._seed = seed
         self._writing = writing
         self._dial = dial
@@ -81,7 +81,7 @@ class Simulator:
         self._drafts: dict[_Key, asyncio.Task[Draft]] = {}
 
     async def search(self, request: SearchRequest) -> Page:
-        probability = self._schedule.probability(request.step)
+        probability = self.schedule.probability(request.step)
         labels = draw_labels(self._seed, self._dial, request, probability)
         started = time.perf_counter()
         draft = await self._draft(replace(request, query=" ".join(request.query.split())), labels)

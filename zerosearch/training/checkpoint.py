@@ -230,10 +230,7 @@ def _load_moments(file: Path, checkpoint: Path, model: nn.Module, optimizer: tor
         if lacking := sorted(needed - stored.keys()):
             raise ValueError(f"{lacking[0]} is missing")
     for name, parameter in trained.items() if stored else ():
-        moments = {key: stored[f"{name}:{key}"] for key in MOMENTS}
-        optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
-        }
+        optimizer.state[parameter] = {key: stored[f"{name}:{key}"].to(parameter.device) for key in MOMENTS}
 
 
 def load_adapter_weights(checkpoint: Path, model: "PreTrainedModel") -> None:

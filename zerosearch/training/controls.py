@@ -12,6 +12,7 @@ from pathlib import Path
 from zerosearch.agent.methods import closed_book, retrieve_first
 from zerosearch.errors import UserError
 from zerosearch.evaluation.results import CLOSED_BOOK, ONE_SEARCH, TRAINED
+from zerosearch.inference.models import release_memory
 from zerosearch.inference.supervised import learn
 from zerosearch.report.panel import open_display
 from zerosearch.report.results_table import show_results
@@ -21,8 +22,10 @@ from zerosearch.search.engine import EmptyEngine, SearchEngine
 from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.training.checkpoint import load_state, steps_done
 from zerosearch.training.demonstrations import supervised_tree
+from zerosearch.training.player import Method
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.run import Run
+from zerosearch.training.run_report import write_run_report
 from zerosearch.training.source import last_policy, policy_name
 from zerosearch.training.stages import demonstrations, measure, warm_start, warm_start_settings
 
@@ -64,6 +67,7 @@ def run_controls(path: Path) -> None:
         for name, control in controls.items():
             if name not in folder.read_results().systems:
                 control(run, name)
+    write_run_report(folder)
     show_results(folder.read_results())
 
 
@@ -83,17 +87,23 @@ def _simulated(run: Run, name: str, noise: float) -> None:
 
 def _closed_book(run: Run, name: str) -> None:
     warm_start(run)
-    measure(run, name, None, lambda sampler, settings: closed_book(sampler, run.tokenizer, settings))
+    method = Method(lambda sampler, settings: closed_book(sampler, run.tokenizer, settings), max_turns=0)
+    measure(run, name, None, method)
 
 
 def _rag(run: Run, name: str) -> None:
     warm_start(run)
     engine = run.real_engine
-    measure(run, name, engine, lambda sampler, settings: retrieve_first(sampler, run.tokenizer, engine, settings))
+    method = Method(lambda sampler, settings: retrieve_first(sampler, run.tokenizer, engine, settings), max_turns=1)
+    measure(run, name, engine, method)
 
 
 def _more_supervision(run: Run, name: str) -> None:
-    """The warm start goes on with its demonstrations for as long as the steps of reinforcement took."""
+    """The warm start goes on with its demonstrations for as long as the steps of reinforcement took.
+
+    Raises:
+        RunError: see `measure`.
+    """
     warm_start(run)
     trees = [supervised_tree(trajectory) for trajectory in demonstrations(run)]
     seconds = load_state(Path(last_policy(run.folder))).seconds
@@ -101,6 +111,7 @@ def _more_supervision(run: Run, name: str) -> None:
     started = time.perf_counter()
     settings = replace(warm_start_settings(run), seconds=seconds)
     losses = learn(run.policy, trees, settings, lambda step, loss: run.display.update(step, loss=loss))
+    release_memory()  # of gradients and moments
     run.folder.add_measurements(
         more_supervision_seconds=round(time.perf_counter() - started, 1),
         more_supervision_epochs=round(len(losses) * settings.batch_size / len(trees), 1),

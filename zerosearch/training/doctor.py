@@ -19,6 +19,7 @@ from zerosearch.data import Question
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError, UserError, install
 from zerosearch.inference.embedded import resolve_model
+from zerosearch.report.trackers import wandb_ready
 from zerosearch.search.engine import SearchRequest
 from zerosearch.training.engines import chat_servers, make_prompt, make_remote, make_template
 from zerosearch.training.recipe import Recipe
@@ -87,35 +88,41 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("packages", "ok", f"all of the extras {', '.join(extras)}")
     if recipe.trainer == "verl":
         yield from _packages_of_verl(recipe)
+    for tracker, key in _trackers(recipe).items():
+        have = _version(tracker)
+        said = have or f"not here, but {key} names it: pip install {tracker}"
+        yield Finding(tracker, "ok" if have else "problem", said)
 
 
 def _packages_of_verl(recipe: Recipe) -> Iterator[Finding]:
-    """What no extra brings along: packages that are built for a GPU, and trackers."""
+    """What no extra brings along: packages that are built for a GPU."""
     verl = recipe.verl
     if verl.device == "cuda" and verl.rollout in OLDEST:
         yield _rollout(verl.rollout)
-    attention = str(verl.overrides.get(ATTENTION, "flash_attention_2"))
+    attention = str(verl.overridden.get(ATTENTION, "flash_attention_2"))
     if verl.device == "cuda" and (attention.startswith("flash") or recipe.algorithm.estimator == "critic"):
         have = _version("flash-attn")
         hint = f"not here, but verl computes attention with it: pip install {FLASH_ATTENTION} --no-build-isolation"
         yield Finding("flash-attn", "ok" if have else "problem", have or hint)
-    for logger in verl.loggers:
-        if logger != "console":
-            have = _version(logger)
-            said = have or f"not here, but verl.loggers names it: pip install {logger}"
-            yield Finding(logger, "ok" if have else "problem", said)
+
+
+def _trackers(recipe: Recipe) -> dict[str, str]:
+    """The trackers that a run tells its figures to, each with the key that names it."""
+    of_verl = recipe.verl.loggers if recipe.trainer == "verl" else []
+    named: dict[str, str] = {name: "verl.loggers" for name in of_verl if name != "console"}
+    return named | dict.fromkeys(recipe.report.trackers, "report.trackers")
 
 
 def _rollout(package: str) -> Finding:
     """The version of vLLM or SGLang, held against the oldest that verl takes and the one that it names itself."""
     have = _version(package)
     wanted = _requirements("verl", [package]) if _version("verl") else ()
-    named = next((each for each in wanted if each.name == package), Requirement(package))
+    named = next((f"{package}{each.specifier}" for each in wanted if each.name == package), package)
     if have is None:
         return Finding(package, "problem", f'not here, but verl.rollout is "{package}": pip install {named}')
     if Version(have) < Version(OLDEST[package]):
         return Finding(package, "problem", f"{have}, but verl takes {OLDEST[package]} and later: pip install {named}")
-    if not named.specifier.contains(have, prereleases=True):
+    if not Requirement(named).specifier.contains(have, prereleases=True):
         return Finding(package, "warning", f"{have}, but verl {_version('verl')} was made for {named}")
     return Finding(package, "ok", have)
 
@@ -296,14 +303,15 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def memory_bytes(recipe: Recipe) -> int:
-    """What the local trainer holds at least, in an update: weights, gradients and moments in 32 bits, and the weights
-    of the sampler's copy, of the reference, of the critic and of a simulator in this process."""
+    """What the local trainer holds at least, in an update: weights, gradients and moments in 32 bits, the weights of
+    the reference and of the critic, and where episodes are played (here, or in each worker) those of the sampler's copy
+    and of a simulator in that process."""
     policy = _parameters(recipe.model.name)
     learned = (4 if recipe.lora.rank else 16) * policy * (2 if recipe.algorithm.estimator == "critic" else 1)
     reference = 4 * policy if recipe.algorithm.kl_coefficient else 0
     writes = recipe.simulates and not recipe.simulation.url and not recipe.policy_simulates
     simulator = 6 * _parameters(recipe.simulation.model or recipe.model.name) if writes else 0
-    return learned + 2 * policy + reference + simulator
+    return learned + reference + recipe.training.workers * (2 * policy + simulator)
 
 
 def _parameters(name: str) -> int:
@@ -337,9 +345,9 @@ def _keys(recipe: Recipe) -> Iterator[Finding]:
     if hub and not (os.environ.get("HF_TOKEN") or Path("~/.cache/huggingface/token").expanduser().is_file()):
         said = f"{recipe.model.name} is gated: accept its licence on the hub, and set HF_TOKEN or hf auth login"
         yield Finding("hub token", "warning", said)
-    known = os.environ.get("WANDB_API_KEY") or Path("~/.netrc").expanduser().is_file()
-    if recipe.trainer == "verl" and "wandb" in recipe.verl.loggers and not known:
-        yield Finding("wandb key", "problem", "verl.loggers names wandb: wandb login, or set WANDB_API_KEY")
+    if (key := _trackers(recipe).get("wandb")) and not wandb_ready():
+        said = f"{key} names wandb: wandb login, set WANDB_API_KEY, or set WANDB_MODE=offline"
+        yield Finding("wandb key", "problem", said)
 
 
 def _version(package: str) -> str | None:

@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError
 from zerosearch.evaluation.metrics import exact_match
 from zerosearch.report.progress import figure_text
 from zerosearch.search.engine import Figure
-from zerosearch.training.checkpoint import checkpoint_before, step_of
 from zerosearch.training.recipe_health import Health
-from zerosearch.training.rollout import Group
+
+if TYPE_CHECKING:
+    from zerosearch.training.rollout import Group
 
 REPEATED_TOKENS = 4
 """Length of the token groups whose repetition is counted."""
 
 
-def step_figures(groups: Sequence[Group]) -> dict[str, float]:
+def step_figures(groups: Sequence["Group"]) -> dict[str, float]:
     """What a step's episodes were like: means over episodes, unless the name says `rate` or `share` of what.
 
     Rewards, em and groups_without_spread are of the episodes whose search did not fail; 0 where all failed.
@@ -154,6 +155,7 @@ UNWATCHED = "verl/"
 class Trouble:
     """A figure that is beyond its limit now. since: the first step of it. over: whether the run stops for it."""
 
+    figure: str
     since: int
     over: bool
     sentence: str
@@ -186,6 +188,11 @@ class Watch:
         if not any(self._troubles()):
             self.good_step = int(row["step"])
 
+    @property
+    def troubles(self) -> list[Trouble]:
+        """The figures that are beyond their limits at the last step."""
+        return list(self._troubles())
+
     def _mean(self, figure: str) -> float:
         return fmean(_number(row.get(figure)) for row in self._rows[-self._limits.reward_steps :])
 
@@ -197,9 +204,11 @@ class Watch:
         Raises:
             RunError: which figure went where, over how many steps, and what to do.
         """
-        over = [trouble for trouble in self._troubles() if trouble.over]
+        over = [trouble for trouble in self.troubles if trouble.over]
         if not over:
             return
+        from zerosearch.training.checkpoint import checkpoint_before, step_of
+
         worst = min(over, key=lambda trouble: trouble.since)
         good = checkpoint_before(checkpoints, self.good_step)
         export = f"zerosearch export {checkpoints.parent} --step {step_of(good)} --out …" if good else ""
@@ -230,10 +239,11 @@ class Watch:
         if steps < len(rows):
             way += f" went from {figure_text(_number(rows[-steps - 1].get(alarm.figure, limit)))} to"
         if not math.isfinite(now):
-            yield Trouble(since, True, f"{way} no finite number in {_steps(steps)}", "")
+            yield Trouble(alarm.figure, since, True, f"{way} no finite number in {_steps(steps)}", "")
             return
         side = "above" if alarm.largest else "below"
         yield Trouble(
+            alarm.figure,
             since,
             steps >= self._limits.patience,
             f"{way} {figure_text(now)}, {side} health.{alarm.key} = {limit:g} in {_steps(steps)} in a row",
@@ -249,6 +259,7 @@ class Watch:
         below = [row for row in self._rows[-size:] if _number(row.get(figure)) < share * best]
         if below:
             yield Trouble(
+                figure,
                 int(below[0]["step"]),
                 last < share * best,
                 f"the mean of {figure} over {_steps(size)} went from {figure_text(best)} at best to "

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from zerosearch.agent.episode import EpisodeSettings
@@ -22,7 +23,16 @@ from zerosearch.training.run import Run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Method = Callable[[BatchSampler, EpisodeSettings], Episode]
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What plays instead of the policy's own episode. begin: makes its episode, of a sampler and a budget.
+
+    max_turns: searches that it makes at most, whatever the recipe allows.
+    """
+
+    begin: Callable[[BatchSampler, EpisodeSettings], Episode]
+    max_turns: int
 
 
 class Player(Plays, Protocol):
@@ -83,7 +93,11 @@ class OwnPlayer:
 
 
 def training_player(run: Run, rewards: Sequence[float]) -> Player:
-    """What plays the episodes of reinforcement. rewards: the mean of each step so far, which may grow."""
+    """What plays the episodes of reinforcement. rewards: the mean of each step so far, which may grow.
+
+    Raises:
+        RunError: a worker has ended. UserError: an engine cannot be made.
+    """
     recipe = run.recipe
     if run.workers:
         return run.workers.begin(run.policy, None, rewards)
@@ -103,6 +117,9 @@ def testing_player(
     """What plays the questions of a test, greedy.
 
     method: what to run instead of the policy's own episode. This process plays whatever is not the recipe's test.
+
+    Raises:
+        RunError: a worker has ended.
     """
     if run.workers and method is None and engine is run.test_engine:
         return run.workers.begin(run.policy, settings.max_turns)
@@ -110,5 +127,5 @@ def testing_player(
     sampler = run.sampler(run.policy, places, settings.max_length)
     if method is None:
         return OwnPlayer(run, sampler, run.agent(sampler, engine, settings).episode, places)
-    played = method(sampler, settings)
+    played = method.begin(sampler, settings)
     return OwnPlayer(run, sampler, lambda question, sample, step: played(question), places)

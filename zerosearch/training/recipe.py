@@ -7,8 +7,9 @@ reference. `zerosearch.training.recipe_file` reads recipes and writes them back.
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from zerosearch.report.trackers import TrackerName
 from zerosearch.training.recipe_algorithm import Algorithm
 from zerosearch.training.recipe_health import Health
 from zerosearch.training.recipe_remote import REMOTE, Retriever, SerpApi, address
@@ -23,6 +24,7 @@ from zerosearch.training.recipe_section import (
     PositiveFloat,
     Section,
     Share,
+    listed,
 )
 from zerosearch.training.recipe_verl import Verl
 
@@ -185,7 +187,7 @@ class Simulation(Section):
     """In mode `self`: the policy as it was before reinforcement writes the pages, not as it is now."""
     model: FilePath = "embedded"
     """`embedded`, a hub id, a local folder, or the name under which a server serves it."""
-    url: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    url: Annotated[list[str], BeforeValidator(listed)] = []  # noqa: RUF012 (pydantic copies it)
     """Base URLs of OpenAI-compatible servers, the least loaded is used; empty = the model runs in this process."""
     template: FilePath = ""
     """File with a prompt template of one's own; empty = the built-in one of `mode`."""
@@ -213,11 +215,6 @@ class Simulation(Section):
     the page is written again, once, before that (`rewrite`; so is one that lacks documents or its answer)."""
     noise: Noise = Noise()
     tuning: Tuning = Tuning()
-
-    @field_validator("url", mode="before")
-    @classmethod
-    def _one_url_is_a_list(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @property
     def apart_from_fetching(self) -> "Simulation":
@@ -317,7 +314,8 @@ class Training(Section):
     resample: Count = 0
     """Questions drawn again in a step, at most, in place of groups without spread."""
     ahead: bool = False
-    """Sample the next step while the policy learns from this one, with weights that are one step old."""
+    """Sample the next step while the policy learns from this one, with weights that are one step old; a step whose
+    sampling failed is sampled anew on `resume`, with the newest weights and so to other bits."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature of the policy in training."""
     learning_rate: PositiveFloat = 1e-6
@@ -335,7 +333,8 @@ class Training(Section):
     keep: Positive = 1
     """Checkpoints kept; older ones are deleted."""
     deterministic: bool = False
-    """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one."""
+    """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one. The local
+    trainer refuses it on a GPU."""
     threads: Count = 0
     """CPU threads; 0 = all cores."""
     workers: Positive = 1
@@ -367,6 +366,8 @@ class Report(Section):
     """A live panel on a terminal; plain lines elsewhere, or when false."""
     examples: Annotated[int, Field(ge=0, le=3)] = 3
     """Example trajectories printed at the end: right ones of one and of two hops, and a failure."""
+    trackers: Annotated[list[TrackerName], BeforeValidator(listed)] = []  # noqa: RUF012
+    """What gets the figures of each step, besides the run folder; on verl, too. `verl.loggers` are verl's own."""
 
 
 class Recipe(Section):
@@ -448,7 +449,7 @@ class Recipe(Section):
                 f"algorithm.kl_horizon is {algorithm.kl_horizon}, but with {episodes} episodes in a step the "
                 f"coefficient could fall to 0 or below at once; set it to more than {0.2 * episodes:g}"
             )
-        written, reward = (self.agent.max_turns + 1) * self.agent.max_tokens_per_turn, self.reward
+        written, reward = self.policy_tokens, self.reward
         if reward.length_penalty and reward.length_start >= written:
             raise ValueError(
                 f"reward.length_start is {reward.length_start}, but an episode writes at most {written} tokens "

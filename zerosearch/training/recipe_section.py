@@ -27,6 +27,11 @@ NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def listed(value: object) -> object:
+    """A list that was given as words with commas between them; all else as it is."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     """A table of a recipe: unknown keys and values of another type are errors, nothing is converted."""
 

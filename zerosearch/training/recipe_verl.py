@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from zerosearch.training.recipe_section import Count, Positive, Section
+from zerosearch.training.recipe_section import Count, Positive, Section, listed
 
 
 class Verl(Section):
@@ -31,17 +31,20 @@ class Verl(Section):
     """Processes that run episodes."""
     micro_batch: Count = 0
     """Trajectories in one forward and backward pass of a GPU; 0 = as many as `training.micro_batch_tokens` holds."""
-    loggers: list[Literal["console", "wandb", "tensorboard", "trackio", "mlflow", "swanlab", "clearml"]] = []  # noqa: RUF012
-    """Where verl sends its metrics, besides the run folder."""
+    loggers: Annotated[
+        list[Literal["console", "wandb", "tensorboard", "trackio", "mlflow", "swanlab", "clearml"]],
+        BeforeValidator(listed),
+    ] = []  # noqa: RUF012
+    """Where verl itself sends its metrics, by its own names; `report.trackers` get those of the run folder."""
     time_limit: Count = 3600
     """Seconds within which a rollout, a step or a part of a test must end, or the run is stopped; 0 = no limit."""
     overrides: dict[str, Any] = {}  # noqa: RUF012
-    """Keys of verl's own configuration by their dotted names; they win over what the recipe says."""
+    """Keys of verl's own configuration by their dotted names, but for those that this package acts on, too."""
 
-    @field_validator("loggers", mode="before")
-    @classmethod
-    def _one_logger_is_a_list(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    @property
+    def overridden(self) -> dict[str, Any]:
+        """The overrides by the names that verl has for them, without plus signs."""
+        return {key.lstrip("+"): value for key, value in self.overrides.items()}
 
     @field_validator("overrides")
     @classmethod

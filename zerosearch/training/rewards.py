@@ -16,7 +16,7 @@ from zerosearch.agent.protocol import thinks_first
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import UserError
 from zerosearch.evaluation.metrics import exact_match, f1, substring_match
-from zerosearch.training.recipe import Agent, Recipe
+from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_reward import Reward
 
 RewardFunction = Callable[[Trajectory], object]
@@ -44,7 +44,7 @@ def reward_parts(trajectory: Trajectory, recipe: Recipe) -> dict[str, float]:
         parts["searches"] = -reward.search_cost * max(0, len(trajectory.searches) - reward.free_searches)
     if reward.length_penalty:
         parts["length"] = -reward.length_penalty * overlength(
-            trajectory.policy_tokens, reward.length_start, _most_written(recipe.agent)
+            trajectory.policy_tokens, reward.length_start, recipe.policy_tokens
         )
     return parts
 
@@ -58,13 +58,17 @@ async def rewarded(trajectory: Trajectory, recipe: Recipe) -> dict[str, float]:
     reward = recipe.reward
     if not reward.function:
         return reward_parts(trajectory, recipe)
+    call = _in_thread(partial(reward_parts, trajectory, recipe))
     try:
-        return await asyncio.wait_for(_in_thread(partial(reward_parts, trajectory, recipe)), reward.timeout)
-    except TimeoutError as error:
-        raise UserError(
-            f"{_place(reward.function, trajectory)} took longer than {reward.timeout:g} seconds: make it faster, or "
-            "raise reward.timeout"
-        ) from error
+        await asyncio.wait({call}, timeout=reward.timeout)
+        if call.done():  # also where the time was over before the loop came round again
+            return call.result()
+    finally:
+        call.cancel()
+    raise UserError(
+        f"{_place(reward.function, trajectory)} took longer than {reward.timeout:g} seconds: make it faster, or raise "
+        "reward.timeout"
+    )
 
 
 def _in_thread(call: Callable[[], dict[str, float]]) -> "asyncio.Future[dict[str, float]]":
@@ -99,10 +103,6 @@ def well_formed(trajectory: Trajectory) -> bool:
 def overlength(length: int, start: int, limit: int) -> float:
     """How far a length is on the way from `start` (0) to `limit` (1), as DAPO shapes its reward (arXiv 2503.14476)."""
     return min(max((length - start) / (limit - start), 0.0), 1.0)
-
-
-def _most_written(agent: Agent) -> int:
-    return (agent.max_turns + 1) * agent.max_tokens_per_turn
 
 
 def load_function(path: str) -> RewardFunction:

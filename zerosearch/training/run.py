@@ -1,6 +1,7 @@
 """What all stages of a run share: recipe, folder, models, engines, questions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,17 @@ from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import QuestionSet, load_questions
+from zerosearch.errors import RunError, UserError
+from zerosearch.inference.decoder import unknown
 from zerosearch.inference.local import BatchSampler, Lane
-from zerosearch.inference.models import compute_dtype, keep_freed_memory, load_model, load_tokenizer, release_memory
+from zerosearch.inference.models import (
+    compute_dtype,
+    device,
+    keep_freed_memory,
+    load_model,
+    load_tokenizer,
+    release_memory,
+)
 from zerosearch.inference.plain import lane_sampler
 from zerosearch.inference.sampled_chat import SampledChat
 from zerosearch.report.panel import Display
@@ -51,6 +61,43 @@ if TYPE_CHECKING:
     from zerosearch.inference.vllm import VllmSampler
 
 
+def check_device(recipe: Recipe) -> None:
+    """Find before anything starts what the recipe asks of a GPU in vain.
+
+    Raises:
+        UserError: the models of this process are on a GPU, and there are workers, or equal bits are wanted.
+    """
+    training = recipe.training
+    if device().type == "cpu":
+        return
+    if training.workers > 1:
+        raise UserError(
+            f"training.workers is {training.workers}, but the policy is on a GPU, which one process uses best; set "
+            "training.workers = 1"
+        )
+    if training.deterministic:
+        raise UserError(
+            "training.deterministic is true, but the policy is on a GPU, some of whose operations give other bits each "
+            "time; set training.deterministic = false, or hide the GPU with CUDA_VISIBLE_DEVICES= in the environment"
+        )
+
+
+@contextmanager
+def keeping(done: str) -> Iterator[None]:
+    """Let an error say what of the run is kept, and how to go on.
+
+    Raises:
+        RunError, UserError: what was raised within.
+    """
+    try:
+        yield
+    except (RunError, UserError) as error:
+        kind = UserError if isinstance(error, UserError) else RunError
+        raise kind(
+            f"{str(error).rstrip('.')}; {done}: go on from there with the same command and resume=true"
+        ) from error
+
+
 @dataclass
 class Run:
     """A recipe that is being carried out. Models and engines are made when they are first used."""
@@ -61,6 +108,7 @@ class Run:
 
     def __post_init__(self) -> None:
         training = self.recipe.training
+        check_device(self.recipe)
         check_engines(self.recipe)
         keep_freed_memory()
         torch.set_num_threads(training.threads or torch.get_num_threads())
@@ -77,10 +125,19 @@ class Run:
         """The processes that play the policy's episodes, where these are not played in this one."""
         return Workers(self.recipe, self.folder.path, self.policy) if self.recipe.training.workers > 1 else None
 
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the workers that were started."""
+        return workers.processes if (workers := self._started) else []
+
     def close(self) -> None:
         """End the processes that were started."""
-        if workers := vars(self).get("workers"):
-            workers.close()
+        if self._started:
+            self._started.close()
+
+    @property
+    def _started(self) -> Workers | None:
+        return vars(self).get("workers")
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -179,6 +236,12 @@ class Run:
             share = self.recipe.model.memory_share
             self._vllm = VllmSampler(model, self.tokenizer, slots, length, self.lane, self.dtype, share)
         return self._vllm
+
+    @property
+    def sampler_name(self) -> str:
+        """What the policy writes with: `local`, `plain` where that does not know all of the model, or `vllm`."""
+        chosen = self.recipe.model.sampler
+        return "plain" if chosen == "local" and unknown(self.policy.config) else chosen
 
     def agent(self, sampler: BatchSampler, engine: SearchEngine | None, settings: EpisodeSettings) -> Agent:
         return Agent(sampler, self.tokenizer, engine, settings, TagProtocol(searches=engine is not None))

@@ -33,6 +33,10 @@ class SharedWeights:
         os.ftruncate(descriptor, sum(map(_room, model.parameters())))
         return cls(descriptor)
 
+    def close(self) -> None:
+        """Give the file up; its memory is free when no model lives there any more."""
+        os.close(self.descriptor)
+
     def take(self, model: "PreTrainedModel") -> None:
         """Let the model's parameters live here from now on, with the values that they have."""
         for parameter, place in self._places(model):

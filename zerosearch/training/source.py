@@ -20,8 +20,9 @@ def last_policy(folder: RunFolder) -> str:
     Raises:
         UserError: the run has no checkpoint yet, or was trained on verl.
     """
-    found = sorted(path for path in folder.checkpoints.glob("step-*") if (path / "state.json").is_file())
-    if found:
+    from zerosearch.training.checkpoint import checkpoints
+
+    if found := checkpoints(folder.checkpoints):
         return str(found[-1])
     recipe = load_recipe(str(folder.recipe))
     if not recipe.learns:
@@ -41,10 +42,12 @@ def policy_name(folder: RunFolder) -> str:
     Raises:
         UserError: see `last_policy`.
     """
-    name, recipe = Path(last_policy(folder)).name, load_recipe(str(folder.recipe))
+    from zerosearch.training.checkpoint import step_of
+
+    policy, recipe = Path(last_policy(folder)), load_recipe(str(folder.recipe))
     if not recipe.learns:
-        return name
-    step = int(name.removeprefix("step-"))
+        return policy.name
+    step = step_of(policy)
     return TRAINED if step == recipe.training.steps else f"step {step}"
 
 

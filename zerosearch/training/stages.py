@@ -5,14 +5,13 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 
 from zerosearch.agent.trajectory import Trajectory
-from zerosearch.errors import RunError, UserError
+from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar, Scored, summarize
+from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scored, summarize
 from zerosearch.inference.models import load_tokenizer, release_memory
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.inference.vllm import check_installed
@@ -23,21 +22,21 @@ from zerosearch.report.panel import open_display
 from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
 from zerosearch.report.run_folder import RunFolder
-from zerosearch.search.counting import CountingEngine
+from zerosearch.report.trackers import check_trackers, tracking
 from zerosearch.search.engine import CountedEngine, SearchEngine
-from zerosearch.search.page_cache import PageCache
-from zerosearch.search.remote import RemoteEngine
 from zerosearch.simulation.template import template_toml
 from zerosearch.simulation.tune import collect_pages, page_example
 from zerosearch.training import engines, trainer
 from zerosearch.training.checkpoint import save_model, steps_done
+from zerosearch.training.conditions import conditions, conditions_of
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
 from zerosearch.training.engines import TEMPLATE, check_engines
 from zerosearch.training.player import Method, testing_player
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
 from zerosearch.training.rewards import load_function
-from zerosearch.training.run import Run
+from zerosearch.training.run import Run, check_device, keeping
+from zerosearch.training.run_report import reported, write_run_report
 from zerosearch.training.simulator.tune import STAGE, fitting, tune_model, updates
 from zerosearch.training.source import last_policy, policy_name
 
@@ -52,12 +51,15 @@ def train(recipe: Recipe) -> None:
         load_function(recipe.reward.function)
     if recipe.model.sampler == "vllm":
         check_installed()
+    check_device(recipe)
+    check_trackers(recipe.report.trackers)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
     shown = open_display(title, stage_names(recipe), live=recipe.report.live)
-    with shown as display, closing(Run(recipe, folder, display)) as run:
+    tracked = tracking(folder, recipe.report.trackers)
+    with reported(folder), tracked, shown as display, closing(Run(recipe, folder, display)) as run:
         if recipe.evaluation.untrained:
             evaluate_policy(run, UNTRAINED)
         tune_simulator(run)
@@ -70,7 +72,7 @@ def train(recipe: Recipe) -> None:
             trainer.reinforce(run, start)
         if recipe.evaluation.trained and not tested:
             evaluate_policy(run, TRAINED, steps)
-        folder.add_peak_memory()
+        folder.add_peak_memory(run.processes)
     report(recipe, folder)
 
 
@@ -217,13 +219,8 @@ def evaluate_policy(run: Run, system: str, step: int = 0) -> None:
     found = run.folder.read_results().systems.get(system)
     if found and found.conditions.get("step", step) == step:
         return
-    try:
+    with keeping("what was done before this evaluation is kept"):
         measure(run, system, run.test_engine, step=step)
-    except RunError as error:
-        raise RunError(
-            f"{str(error).rstrip('.')}; what was done before this evaluation is kept: go on with the same command and "
-            "resume=true"
-        ) from error
 
 
 def measure(
@@ -238,9 +235,14 @@ def measure(
 
     method: what to run instead of the policy's own episode. max_turns: searches allowed, instead of the recipe's.
     step: how many steps of reinforcement the policy has behind it.
+
+    Raises:
+        RunError: too many searches failed, or a worker has ended.
     """
     recipe, folder, questions = run.recipe, run.folder, run.test_questions
     settings = run.settings(training=False)
+    if method is not None:
+        max_turns = method.max_turns
     if max_turns is not None:
         settings = replace(settings, max_turns=max_turns)
     run.display.stage(f"evaluation {system}", len(questions))
@@ -275,43 +277,22 @@ def measure(
     folder.write_trajectories(
         system, ({**t.to_json(), "f1": s.f1, "em": s.em} for t, s in zip(trajectories, scored, strict=True))
     )
-    conditions: dict[str, Scalar] = {
-        "questions": recipe.data.test,
-        "questions_left_out": len(run.test_set.left_out),
-        "engine": engine.name if engine else "none",
-        **_engine_conditions(engine, recipe),
-        "k": settings.k,
-        "max_turns": settings.max_turns,
-        "model": recipe.model.name,
-        "weights": "dequantised from 4 bit" if recipe.model.name == "embedded" else "as published",
-        "dtype": str(run.dtype).removeprefix("torch."),
-        "seed": recipe.seed,
-        "step": step,
-        "greedy": True,
-        **run.code,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    folder.add_system(system, summarize(scored, conditions))
-
-
-def _engine_conditions(engine: SearchEngine | None, recipe: Recipe) -> dict[str, Scalar]:
-    """What results say of the engine that they were measured with, besides its name."""
-    inner = engine.engine if isinstance(engine, CountingEngine) else engine
-    cache = inner if isinstance(inner, PageCache) else None
-    remote = cache.engine if cache else inner
-    if not isinstance(remote, RemoteEngine):
-        return {"corpus": recipe.search.corpus}
-    counters = cache.counters() if cache else remote.counters()
-    return {
-        "address": remote.server,
-        "date": datetime.now(UTC).date().isoformat(),
-        **({"oldest_page": cache.oldest} if cache and cache.oldest else {}),
-        **{name.rpartition("/")[2]: count for name, count in counters.items()},
-    }
+    measured = conditions(
+        recipe,
+        conditions_of(engine, recipe),
+        step=step,
+        max_turns=settings.max_turns,
+        sampler=run.sampler_name,
+        dtype=str(run.dtype).removeprefix("torch."),
+        questions_left_out=len(run.test_set.left_out),
+        code=run.code,
+        seconds=time.perf_counter() - started,
+    )
+    folder.add_system(system, summarize(scored, measured))
 
 
 def report(recipe: Recipe, folder: RunFolder) -> None:
-    """Print examples, results and the last line, and draw the learning curve."""
+    """Print examples, results and the last line, draw the learning curve, and write `report.html`."""
     results = folder.read_results()
     trajectories = [Trajectory.from_json(record) for record in folder.read_trajectories(TRAINED)]
     examples = [Example.of(trajectory, score_trajectory(trajectory)) for trajectory in trajectories]
@@ -321,8 +302,9 @@ def report(recipe: Recipe, folder: RunFolder) -> None:
     show_results(results)
     if recipe.training.steps:
         plot_learning_curve(folder.metrics.path, results, folder.curve)
+    write_run_report(folder)
     console = open_console()
-    console.print(f"run folder: {folder.path}", markup=False, highlight=False)
+    console.print(f"run folder: {folder.path} (open {folder.report.name} in a browser)", markup=False, soft_wrap=True)
     if TRAINED in results.systems:
         console.print(final_line(results), markup=False, highlight=False, soft_wrap=True)
 
@@ -352,6 +334,7 @@ def evaluate_run(source: str | Path, overrides: Sequence[str] = (), name: str = 
     with shown as display, closing(Run(recipe, folder, display)) as run:
         run.take_policy(policy)
         measure(run, system, run.test_engine, step=steps_done(folder.checkpoints))
+    write_run_report(folder)
     show_results(folder.read_results())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from zerosearch.errors import RunError, UserError
 from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.models import release_memory
+from zerosearch.report.metrics_log import REINFORCEMENT
 from zerosearch.training.ahead import AHEAD, Rollout, Rollouts
 from zerosearch.training.checkpoint import (
     TrainingState,
@@ -21,9 +22,9 @@ from zerosearch.training.health import Watch, engine_figures, step_figures
 from zerosearch.training.learner import Learner
 from zerosearch.training.player import training_player
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
-from zerosearch.training.run import Run
+from zerosearch.training.run import Run, keeping
 
-STAGE = "reinforcement"
+STAGE = REINFORCEMENT
 
 
 def reinforce(run: Run, start: str) -> None:
@@ -35,8 +36,8 @@ def reinforce(run: Run, start: str) -> None:
     start: the folder or name of the model before the first step, which is also the reference.
 
     Raises:
-        RunError: the simulator's servers were away, too many searches failed, the calls allowed are made, or the policy
-            collapsed. UserError: a reward function failed. The steps done so far are kept.
+        RunError: the simulator's servers were away, too many searches failed, the calls allowed are made, a worker has
+            ended, or the policy collapsed. UserError: a reward function failed. The steps done so far are kept.
     """
     _take_steps(run, start)
     release_memory()
@@ -61,9 +62,10 @@ def _take_steps(run: Run, start: str) -> None:
     rollout = Rollout.from_json(ready) if ready else None
     order = QuestionOrder(run.train_questions, recipe.seed, rollout.position if rollout else state.position)
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
-    player = training_player(run, rewards)
+    with keeping("what was done before these steps is kept"):
+        player = training_player(run, rewards)
     display.stage(STAGE, training.steps, state.step)
-    saved = state.step
+    begun = saved = state.step
 
     async def roll(step: int) -> Rollout:
         groups = await run_groups(player, order, recipe, step)
@@ -73,23 +75,21 @@ def _take_steps(run: Run, start: str) -> None:
     with Rollouts(roll, run.lane, rollout) as rollouts:
         for step in range(state.step + 1, training.steps + 1):
             started, rolled = time.perf_counter(), rollouts.seconds
-            try:
-                rollout = rollouts.take(step)
-            except (RunError, UserError) as error:
-                if state.step > saved:
-                    _save(run, learner, state, watch)
-                kind = UserError if isinstance(error, UserError) else RunError
-                raise kind(
-                    f"{str(error).rstrip('.')}; the run is kept as it was after step {state.step}: go on from there "
-                    "with the same command and resume=true"
-                ) from error
+            with keeping(f"the run is kept as it was after step {state.step}"):
+                try:
+                    if step > begun + 1:
+                        player.take_weights(policy)
+                    rollout = rollouts.take(step)
+                except (RunError, UserError):
+                    if state.step > saved:
+                        _save(run, learner, state, watch)
+                    raise
             rewards.append(rollout.figures["reward"])
             if training.ahead and step < training.steps:
                 rollouts.begin(step + 1)
             figures = learner.learn(rollout.groups, step, rollouts.go_on) | rollout.figures
             coming = rollouts.finish()
             release_memory()
-            player.take_weights(policy)
             seconds = time.perf_counter() - started
             figures |= {
                 "rollout_seconds": rollout.seconds,
@@ -148,8 +148,10 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch, coming
 
 def _rows(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     for group in groups:
+        earned = iter(group.parts)
         for trajectory, reward in zip(group.trajectories, group.rewards, strict=True):
-            yield {"reward": reward, **trajectory.to_json()}
+            parts = {} if trajectory.ending == "search_failed" else next(earned, {})
+            yield {"reward": reward, "parts": dict(parts), **trajectory.to_json()}
 
 
 def _policy_tokens(groups: Sequence[Group]) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import RunError, UserError
+from zerosearch.evaluation.benchmark import together
 from zerosearch.inference.models import release_memory
 from zerosearch.report.panel import Display
 from zerosearch.report.run_folder import RunFolder
@@ -35,20 +36,28 @@ def main() -> None:
 
 
 async def serve(connection: "Connection[Any, Any]", weights: SharedWeights) -> None:
-    """Do what the messages say, one after the other; the first error is said to the run."""
+    """Do what the messages say, one after the other; the first error is said to the run.
+
+    Whether the process is there is answered at once, whatever it does.
+    """
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
+    speaking = threading.Lock()
 
     def listen() -> None:
         while True:
             with ending_with_the_run():
-                record = connection.recv_bytes()
-            loop.call_soon_threadsafe(messages.put_nowait, json.loads(record))
+                record = json.loads(connection.recv_bytes())
+            if record == {"there": None}:  # listening never waits for the pipe to take what is said
+                threading.Thread(target=say, kwargs={"there": True}, daemon=True).start()
+            else:
+                loop.call_soon_threadsafe(messages.put_nowait, record)
 
     def say(**message: Any) -> None:
-        with ending_with_the_run():
+        with speaking, ending_with_the_run():
             connection.send_bytes(json.dumps(message).encode())
 
+    logging.getLogger("zerosearch.data").setLevel(logging.ERROR)  # the run reads the same files, and has said it
     log = logging.getLogger("zerosearch")
     log.setLevel(logging.INFO)
     log.addHandler(ToRun(say))
@@ -92,7 +101,7 @@ class Work:
             case {"play": episodes, "rewards": rewards, "first": first}:
                 self._rewards[:] = rewards
                 player = self._player
-                await asyncio.gather(*[self._play(player, *each) for each in enumerate(episodes, start=first)])
+                await together(self._play(player, *each) for each in enumerate(episodes, start=first))
             case {"finish": _, "first": number}:
                 self._say(number=number, answer=await self._player.finish())
             case {"take_weights": _}:

@@ -6,7 +6,10 @@ Messages are JSON. A worker whose end of the pipe closes has ended, and ends its
 import asyncio
 import json
 import logging
+import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,6 +39,12 @@ ERRORS = {error.__name__: error for error in (UserError, RunError, Unavailable)}
 END_SECONDS = 10.0
 """A worker that has not ended so long after its pipe closed is killed."""
 
+SILENCE_SECONDS = 120.0
+"""A worker that answers nothing for so long ends the run; it says that it is there whatever it does."""
+
+ASK_SECONDS = 5.0
+"""Between two questions whether a worker is there."""
+
 
 class Workers:
     """A `Player` of several processes, each with samplers and engines of its own.
@@ -45,23 +54,19 @@ class Workers:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, policy: "PreTrainedModel") -> None:
-        """folder: of the run. policy: one of the architecture of those that will play.
+        """folder: of the run. policy: one of the architecture of those that will play, on the CPU.
 
         Raises:
-            UserError: the policy is on a GPU.
+            RunError: a worker has ended.
         """
         count = recipe.training.workers
-        if policy.device.type != "cpu":
-            raise UserError(
-                f"training.workers is {count}, but the policy is on a GPU, which one process uses best; set "
-                "training.workers = 1"
-            )
         self._weights = SharedWeights.of_size(policy)
         self._rewards: Sequence[float] = ()
         self._asked: list[_Asked] = []
         start = {"recipe": part(recipe, count).model_dump(), "folder": str(folder)}
         names = [f"worker {number} of {count}" for number in range(1, count + 1)]
-        self._workers = [Worker(name, self._weights.descriptor, start) for name in names]
+        speakers: dict[str, str] = {}
+        self._workers = [Worker(name, self._weights.descriptor, start, speakers) for name in names]
 
     def begin(
         self, policy: "PreTrainedModel", max_turns: int | None = None, rewards: Sequence[float] | None = None
@@ -69,6 +74,9 @@ class Workers:
         """Let the policy play: the episodes of training, or with `max_turns` those of its test.
 
         rewards: the mean of each step of training so far, which may grow.
+
+        Raises:
+            RunError: a worker has ended.
         """
         self._weights.take(policy)
         self._rewards = () if rewards is None else rewards
@@ -80,7 +88,7 @@ class Workers:
         """See `Agent.episode`; all that is asked for before the event loop comes round again is played together.
 
         Raises:
-            RunError: a worker has ended. Whatever an episode raises.
+            RunError: a worker has ended, or says nothing any more. Whatever an episode raises.
         """
         loop = asyncio.get_running_loop()
         if not self._asked:
@@ -100,12 +108,22 @@ class Workers:
             worker.ask({"play": episodes, "rewards": list(self._rewards)}, [each.answer for each in dealt])
 
     async def finish(self) -> dict[str, Figure]:
+        """See `Player.finish`.
+
+        Raises:
+            RunError: as `episode`.
+        """
         answers = [asyncio.get_running_loop().create_future() for _ in self._workers]
         for worker, answer in zip(self._workers, answers, strict=True):
             worker.ask({"finish": None}, [answer])
         return joined(await asyncio.gather(*answers))
 
     def take_weights(self, policy: "PreTrainedModel") -> None:
+        """See `Player.take_weights`.
+
+        Raises:
+            RunError: a worker has ended.
+        """
         for worker in self._workers:
             worker.tell({"take_weights": None})
 
@@ -114,6 +132,7 @@ class Workers:
             worker.close()
         for worker in self._workers:
             worker.wait()
+        self._weights.close()
 
     @property
     def processes(self) -> list[int]:
@@ -130,11 +149,15 @@ class _Asked:
 
 
 class Worker:
-    """One process. `start` is the first message; answers come in any order, under the number of what was asked."""
+    """One process. `start` is the first message; answers come in any order, under the number of what was asked.
 
-    def __init__(self, name: str, weights: int, start: Mapping[str, Any]) -> None:
-        self.name = name
+    speakers: of all workers, who was the first to log a text; the others' repetitions are not logged.
+    """
+
+    def __init__(self, name: str, weights: int, start: Mapping[str, Any], speakers: dict[str, str]) -> None:
+        self.name, self._speakers = name, speakers
         self._connection, theirs = Pipe()
+        limit_waits(self._connection.fileno(), SILENCE_SECONDS)
         descriptors = (theirs.fileno(), weights)
         command = [sys.executable, "-m", "zerosearch.training.worker", *map(str, descriptors)]
         # A process group of its own, so that Ctrl-C reaches this process alone.
@@ -142,42 +165,65 @@ class Worker:
         theirs.close()
         self._next = 0
         self._open: dict[int, asyncio.Future[Any]] = {}
+        self._error: Exception | None = None
+        self._heard = 0.0
+        self._next_look: asyncio.TimerHandle | None = None
         self.tell(start)
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send what needs no answer.
 
         Raises:
-            RunError: the process has ended.
+            RunError: the process has ended, or takes nothing any more. Whatever it said went wrong.
         """
+        if self._error:
+            raise self._error
         try:
             self._connection.send_bytes(json.dumps(message).encode())
-        except OSError:
-            raise self._ended() from None
+        except OSError as error:
+            self._error = self._gone(error)
+            raise self._error from None
 
     def ask(self, message: Mapping[str, Any], answers: Sequence["asyncio.Future[Any]"]) -> None:
         """Send what needs so many answers, in the running event loop; where it cannot be sent, they fail."""
         if not answers:
             return
-        if not self._open:
-            asyncio.get_running_loop().add_reader(self._connection.fileno(), self._read)
-        self._open |= dict(enumerate(answers, start=self._next))
-        try:
-            self.tell({**message, "first": self._next})
-        except RunError as error:
-            self._fail(error)
+        loop, first = asyncio.get_running_loop(), self._next
         self._next += len(answers)
+        if not self._open:
+            loop.add_reader(self._connection.fileno(), self._read)
+            self._heard = loop.time()
+            self._next_look = loop.call_later(ASK_SECONDS, self._look)
+        self._open |= dict(enumerate(answers, start=first))
+        self._tell_or_fail({**message, "first": first})
+
+    def _tell_or_fail(self, message: Mapping[str, Any]) -> None:
+        try:
+            self.tell(message)
+        except (RunError, UserError) as error:
+            self._fail(error)
+
+    def _look(self) -> None:
+        """Ask whether the process is there, as long as it owes an answer; give it up when it stays silent."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._heard > SILENCE_SECONDS:
+            self._fail(self._silent())
+            return
+        self._next_look = loop.call_later(ASK_SECONDS, self._look)
+        self._tell_or_fail({"there": None})
 
     def _read(self) -> None:
         """Take one message; called when there is one."""
         try:
             message = json.loads(self._connection.recv_bytes())
-        except (EOFError, OSError):
-            self._fail(self._ended())
+        except (EOFError, OSError) as error:
+            self._fail(self._gone(error))
             return
+        self._heard = asyncio.get_running_loop().time()
         match message:
             case {"log": text, "level": level}:
-                _log.log(level, "%s: %s", self.name, text)
+                if self._speakers.setdefault(text, self.name) == self.name:
+                    _log.log(level, "%s: %s", self.name, text)
             case {"error": kind, "sentence": sentence}:
                 self._fail(ERRORS[kind](sentence))
             case {"answer": value, "number": number}:
@@ -187,6 +233,8 @@ class Worker:
                 self._rest()
 
     def _fail(self, error: Exception) -> None:
+        """Let all that was asked fail, and all that will be."""
+        self._error = error
         for answer in self._open.values():
             if not answer.done():
                 answer.set_exception(error)
@@ -196,8 +244,19 @@ class Worker:
     def _rest(self) -> None:
         if not self._open:
             asyncio.get_running_loop().remove_reader(self._connection.fileno())
+            if self._next_look:
+                self._next_look.cancel()
 
-    def _ended(self) -> RunError:
+    def _silent(self) -> RunError:
+        return RunError(
+            f"{self.name} (process {self.process.pid}) has said nothing for {SILENCE_SECONDS:g} seconds, as happens "
+            "where it is stopped or memory is swapped out"
+        )
+
+    def _gone(self, error: Exception) -> RunError:
+        """What it means that the pipe raised this."""
+        if isinstance(error, BlockingIOError):
+            return self._silent()
         code = self.wait()
         if code < 0:
             memory = ", as happens where memory runs out" if code == -signal.SIGKILL else ""
@@ -214,6 +273,13 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+
+def limit_waits(descriptor: int, seconds: float) -> None:
+    """Let reading from and writing to a socket raise BlockingIOError where nothing moves for so long."""
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            same.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))
 
 
 def part(recipe: Recipe, workers: int) -> Recipe:

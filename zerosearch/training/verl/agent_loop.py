@@ -74,6 +74,7 @@ class ZeroSearchAgentLoop(AgentLoopBase):
             "ends_run": failure is not None and failure.ends_run,
             "worker": shop.name if shop else "",
             "counted": shop.counted(attempt.training) if shop else {},
+            "oldest_page": shop.oldest_page if shop else "",
             "min_global_steps": min(versions, default=trajectory.step),
             "max_global_steps": max(versions, default=trajectory.step),
             "reward_extra_info": _scores(trajectory),

@@ -5,10 +5,10 @@ into the run folder, and a run whose searches fail ends here, before the step's 
 """
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,12 +26,13 @@ from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scalar
 from zerosearch.report.files import JsonLines
 from zerosearch.report.run_folder import RunFolder, code_conditions
 from zerosearch.search.engine import Figure, joined
+from zerosearch.training.conditions import conditions, engine_conditions
 from zerosearch.training.health import engine_figures, step_figures
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
 from zerosearch.training.verl.files import Files
-from zerosearch.training.verl.translate import dtype, samples_per_question
+from zerosearch.training.verl.translate import dtype
 
 STAGE = "reinforcement"
 PREFIX = "zerosearch/"
@@ -80,8 +81,9 @@ class EpisodeBuffer(ReplayBuffer):
         self._recipe, self._folder = load_recipe(str(recipe)), RunFolder.open(recipe.parent)
         files = Files.of(recipe.parent)
         self._questions, self._taken = read_metadata(files.test).num_rows, JsonLines(files.taken)
-        self._samples = samples_per_question(self._recipe)
+        self._samples = self._recipe.training.samples_per_question
         self._tested: list[Episode] = []
+        self._waited = 0.0
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
         """Wait for the episodes of `batch_size` questions; return verl's batch of them, and the step's figures.
@@ -89,6 +91,7 @@ class EpisodeBuffer(ReplayBuffer):
         Raises:
             RunError: episodes did not come back, one said that all others would fail, too, or too many failed.
         """
+        started = time.perf_counter()
         batch, figures = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         check_number(len(batch.keys), batch_size * (1 if partition_id == "val" else self._samples))
         data = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])
@@ -97,56 +100,54 @@ class EpisodeBuffer(ReplayBuffer):
         check(episodes, self._recipe.search.failure_threshold)
         if partition_id == "val":
             self._taken.append({"step": global_steps, "tested": len(episodes)})
-            self._write_results(global_steps, episodes)
+            self._write_results(global_steps, episodes, time.perf_counter() - started)
             return batch, figures
         even_out(episodes, partition_id)
-        rows = ({"reward": episode.reward, **episode.record} for episode in episodes)
+        rows = ({"reward": e.reward, "parts": dict(e.fields["parts"]), **e.record} for e in episodes)
         self._folder.append_trajectories(STAGE, rows)
         ours = figures_of(episodes)
         self._taken.append({"step": global_steps, "figures": ours})
         return batch, figures | {f"{PREFIX}{name}": value for name, value in ours.items()}
 
-    def _write_results(self, step: int, episodes: Sequence[Episode]) -> None:
-        """Keep the test of the policy before and after training as other runs keep theirs, once it is complete."""
+    def _write_results(self, step: int, episodes: Sequence[Episode], seconds: float) -> None:
+        """Keep the test of the policy before and after training as other runs keep theirs, once it is complete.
+
+        seconds: waited for these episodes.
+        """
         recipe, folder = self._recipe, self._folder
         before = WARM_START if recipe.warm_start.enabled else UNTRAINED
         system = {0: before, recipe.training.steps: TRAINED}.get(step)
         if system is None:
             return
         self._tested += episodes
+        self._waited += seconds
         if len(self._tested) < self._questions:
             return
-        tested, self._tested = self._tested, []
+        tested, waited, self._tested, self._waited = self._tested, self._waited, [], 0.0
+        left_out = folder.read_results().measurements.get("test_questions_left_out")
         scored = [score_trajectory(episode.trajectory) for episode in tested]
         rows = ({**e.record, "f1": s.f1, "em": s.em} for e, s in zip(tested, scored, strict=True))
         folder.write_trajectories(system, rows)
-        folder.add_system(system, summarize(scored, conditions(recipe, step, counted(tested))))
+        folder.add_system(system, summarize(scored, measured(recipe, step, tested, left_out, waited)))
 
 
-def conditions(recipe: Recipe, step: int, counters: Mapping[str, Figure]) -> dict[str, Scalar]:
-    """What the results of a test within verl were measured under. counters: of the engine of the test."""
-    remotes = {"retriever": recipe.search.retriever.url, "serpapi": recipe.search.serpapi.url}
-    engine: dict[str, Scalar] = {"corpus": recipe.search.corpus}
-    if recipe.evaluation.engine in remotes:
-        asked = {name.rpartition("/")[2]: float(count) for name, count in counters.items()}
-        engine = {"address": remotes[recipe.evaluation.engine], "date": datetime.now(UTC).date().isoformat()}
-        engine |= {
-            name: float(asked[name]) for name in ("requests", "failed_requests", "cost", "cached") if name in asked
-        }
-    return {
-        "questions": recipe.data.test,
-        "engine": recipe.evaluation.engine,
-        **engine,
-        "k": recipe.evaluation.k,
-        "max_turns": recipe.agent.max_turns,
-        "model": recipe.model.name,
-        "rollout": recipe.verl.rollout,
-        "dtype": dtype(recipe),
-        "seed": recipe.seed,
-        "step": step,
-        "greedy": True,
-        **code_conditions(),
-    }
+def measured(
+    recipe: Recipe, step: int, tested: Sequence[Episode], questions_left_out: Scalar, seconds: float
+) -> dict[str, Scalar]:
+    """The conditions of a test within verl. seconds: waited for its episodes."""
+    engine = recipe.evaluation.engine if recipe.agent.max_turns else "none"
+    oldest = min(filter(None, (episode.fields.get("oldest_page", "") for episode in tested)), default="")
+    return conditions(
+        recipe,
+        engine_conditions(recipe, engine, counted(tested), oldest),
+        step=step,
+        max_turns=recipe.agent.max_turns,
+        sampler=recipe.verl.rollout,
+        dtype=dtype(recipe),
+        questions_left_out=questions_left_out,
+        code=code_conditions(),
+        seconds=seconds,
+    )
 
 
 def check_number(found: int, wanted: int) -> None:

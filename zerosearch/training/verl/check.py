@@ -4,17 +4,10 @@ from collections.abc import Iterator
 
 from zerosearch.errors import UserError
 from zerosearch.training.recipe import Model, Recipe
+from zerosearch.training.verl.reserved import reserved
 
 WHITENED = ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
 """Types whose advantages verl always whitens; it whitens no others."""
-
-
-UNHEARD = {
-    "algorithm.filter_groups.enable": False,
-    "trainer.v1.sampler.sync_refill_failed_groups": False,
-    "trainer.v1.trainer_mode": "sync",
-}
-"""Keys of verl that only its own buffers heed, by the value that ours has."""
 
 
 def check(recipe: Recipe) -> None:
@@ -23,6 +16,8 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: it says which key, and what to do.
     """
+    for sentence in reserved(recipe):
+        raise UserError(sentence)
     for sentence in _stages(recipe):
         raise UserError(sentence)
     for sentence in _parts(recipe):
@@ -57,12 +52,6 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         )
     if training.ahead:
         yield "training.ahead is true, but on verl a step is sampled after the one before; set training.ahead = false"
-    for key, value in UNHEARD.items():
-        if (given := recipe.verl.overrides.get(key, value)) != value:
-            yield (
-                f"verl.overrides.{key} is {given}, which verl tells its own buffers only, and not the one that takes "
-                "the figures of a run; remove it"
-            )
     if training.workers > 1:
         yield (
             f"training.workers is {training.workers}, but verl starts processes of its own; set training.workers = 1"

@@ -16,6 +16,7 @@ from zerosearch.inference.embedded import resolve_model
 from zerosearch.report.files import JsonLines, write_atomically
 from zerosearch.report.panel import Display, open_display
 from zerosearch.report.run_folder import RunFolder
+from zerosearch.report.trackers import check_trackers, tracking
 from zerosearch.training.checkpoint import keep_good
 from zerosearch.training.engines import check_engines
 from zerosearch.training.health import Watch
@@ -23,6 +24,7 @@ from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import resolved_toml
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run
+from zerosearch.training.run_report import reported
 from zerosearch.training.stages import (
     check_servers,
     evaluate_policy,
@@ -76,13 +78,15 @@ def train(recipe: Recipe) -> None:
     check_overrides(recipe)
     if recipe.reward.function:
         load_function(recipe.reward.function)
+    check_trackers(recipe.report.trackers)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
     here = [f"evaluation {UNTRAINED}"] if recipe.warm_start.enabled else []
     stages = [name for name in stage_names(recipe) if name in here or not name.startswith("evaluation")]
     title = f"zerosearch {folder.path.name}"
-    with ended_as_interrupted(), open_display(title, stages, live=recipe.report.live) as display:
+    tracked, shown = tracking(folder, recipe.report.trackers), open_display(title, stages, live=recipe.report.live)
+    with reported(folder), ended_as_interrupted(), tracked, shown as display:
         trained = steps_saved(Files.of(folder.path).checkpoints) == recipe.training.steps
         tested = TRAINED in folder.read_results().systems or not recipe.evaluation.trained
         if not (trained and tested):

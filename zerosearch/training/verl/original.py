@@ -15,7 +15,11 @@ from zerosearch.training.recipe_file import load_recipe
 BASE = "paper"
 """The built-in recipe with what the scripts say besides their arguments."""
 SCRIPTS: dict[str, float] = {"grpo": 0.95, "ppo": 0.285, "reinforce": 0.95}
-"""The algorithms, and which share of the steps each script warms up."""
+"""The algorithms, and the share of the steps over which each script's policy warms up."""
+CRITIC = 0.015
+"""The same of PPO's critic."""
+CRITIC_WARMUP = "critic.optim.lr_warmup_steps"
+"""verl's key: in a recipe, a critic learns at its full rate from the first step on."""
 MODES = ("simulate_prompt", "simulate_sft", "google", "wiki")
 ENGINES = {"google": "serpapi", "wiki": "retriever"}
 ALWAYS = ("NUM_GPUS_PER_NODE", "MODEL_PATH", "DATA_PATH", "TOTAL_STEPS", "SEARCH_MODE")
@@ -82,6 +86,7 @@ def _keys(script: str, given: Mapping[str, str]) -> dict[str, object]:
         "algorithm.type": script,
         "training.steps": steps,
         "training.warmup_steps": int(SCRIPTS[script] * steps),
+        **({f"verl.overrides.{CRITIC_WARMUP}": int(CRITIC * steps)} if script == "ppo" else {}),
         "verl.gpus_per_node": _number(given, "NUM_GPUS_PER_NODE"),
         "verl.memory_share": 0.6,
         "verl.offload": True,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zerosearch.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -61,10 +63,17 @@ KNOWN = {
 
 
 def shape_of(name: str) -> Shape | None:
-    """The shape of a model by its folder or its hub id; None where neither tells."""
+    """The shape of a model by its folder or its hub id; None where neither tells.
+
+    Raises:
+        UserError: the folder's `config.json` is no JSON.
+    """
     config = Path(name, "config.json")
     if config.is_file():
-        return _from_config(json.loads(config.read_text("utf-8")))
+        try:
+            return _from_config(json.loads(config.read_text("utf-8")))
+        except ValueError as error:
+            raise UserError(f"{config} is no JSON ({error}): fetch the model again, or name another one") from None
     return KNOWN.get(name.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Base"))
 
 
@@ -81,5 +90,5 @@ def _from_config(config: dict[str, Any]) -> Shape | None:
             vocabulary=config["vocab_size"],
             tied=config.get("tie_word_embeddings", True),
         )
-    except KeyError:
+    except (KeyError, TypeError):
         return None

@@ -62,12 +62,7 @@ def translate(recipe: Recipe, files: Files) -> Keys:
     if recipe.algorithm.estimator == "critic":
         keys |= _critic(recipe)
     keys |= _trainer(recipe, files) | _ray(recipe)
-    return keys | {key.lstrip("+"): _null(value) for key, value in recipe.verl.overrides.items()}
-
-
-def samples_per_question(recipe: Recipe) -> int:
-    """Episodes of a training question, as verl is told."""
-    return int(recipe.verl.overrides.get(f"{ROLLOUT}.n", recipe.training.samples_per_question))
+    return keys | {key: _null(value) for key, value in recipe.verl.overridden.items()}
 
 
 def hydra_arguments(keys: Mapping[str, object]) -> list[str]:

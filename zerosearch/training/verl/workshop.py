@@ -17,6 +17,7 @@ from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import CountedEngine, Figure, SearchEngine, figures_of
+from zerosearch.training.conditions import oldest_page
 from zerosearch.training.engines import (
     episode_settings,
     make_remote,
@@ -73,6 +74,11 @@ class Workshop:
         self._finished += 1
         engine = vars(self).get("training_engine" if training else "test_engine")  # it may be what could not be made
         return {"episodes": self._finished} | figures_of(engine)
+
+    @property
+    def oldest_page(self) -> str:
+        """See `conditions.oldest_page`, of the engine of the test."""
+        return oldest_page(vars(self).get("test_engine"))
 
     @cached_property
     def training_engine(self) -> CountedEngine | None:
