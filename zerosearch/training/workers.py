@@ -176,6 +176,8 @@ class Worker:
         Raises:
             RunError: the process has ended, or takes nothing any more. Whatever it said went wrong.
         """
+        if self._error:
+            raise self._error
         try:
             self._connection.send_bytes(json.dumps(message).encode())
         except OSError as error:
