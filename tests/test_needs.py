@@ -1,6 +1,7 @@
-"""Whether the comparison with verl can be left out unnoticed."""
+"""Whether the comparison with verl, or the real browser, can be left out unnoticed."""
 
 import importlib
+import shutil
 from importlib import metadata
 
 import needs
@@ -43,3 +44,15 @@ def test_verl_that_is_broken_or_another_version_fails(monkeypatch: pytest.Monkey
         found(monkeypatch, "0.9.1", broken=True)
     with pytest.raises(AssertionError, match=r"verl 0\.10\.0 is installed"):
         found(monkeypatch, "0.10.0")
+
+
+def test_the_browser_is_left_out_only_where_nothing_is_to_be_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", {"chromium-browser": "/bin/browser"}.get)
+    assert needs.browser() == "/bin/browser"
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(Skipped):
+        needs.browser()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(AssertionError, match="Chromium"):
+        needs.browser()

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -137,41 +135,6 @@ def test_trackio_is_asked_to_go_on_under_the_same_name(tmp_path: Path, monkeypat
     assert recorded.rows[0] == (1, {"warm start/loss": 2.0})
     assert recorded.rows[-1] == (4, {"reward": 0.4, "simulator/pages": 3.0})
     assert recorded.finished == 2
-
-
-TRACKIO = """
-import sys
-from pathlib import Path
-from zerosearch.report.metrics_log import MetricsLog
-from zerosearch.report.trackers import tracking
-
-class Folder:
-    path = Path(sys.argv[1])
-    recipe = path / "recipe.toml"
-    metrics = MetricsLog(path / "metrics.jsonl")
-
-for first in (1, 3):
-    with tracking(Folder, ["trackio"]):
-        for step in (first, first + 1):
-            Folder.metrics.append("reinforcement", step, {"reward": step / 10})
-"""
-
-
-@pytest.mark.slow
-def test_trackio_itself_keeps_the_rows(tmp_path: Path) -> None:
-    """In an environment of its own, since trackio goes with other packages than these tests."""
-    if not (python := os.environ.get("TRACKIO_PYTHON")):
-        pytest.skip("TRACKIO_PYTHON names no Python with trackio")
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    root, kept = Path(__file__).parents[1], tmp_path / "kept"
-    environment = os.environ | {"PYTHONPATH": str(root), "TRACKIO_DIR": str(kept), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([python, "-c", TRACKIO, str(tmp_path)], env=environment, check=True, timeout=90)
-    read = (
-        "import json; from trackio.sqlite_storage import SQLiteStorage as S; run, = S.get_runs('zerosearch'); "
-        "print(json.dumps([[row['step'], row['reward']] for row in S.get_logs('zerosearch', run)]))"
-    )
-    printed = subprocess.check_output([python, "-c", read], env=environment, timeout=60, text=True)
-    assert json.loads(printed.splitlines()[-1]) == [[step, step / 10] for step in (1, 2, 3, 4)]
 
 
 class Failing:

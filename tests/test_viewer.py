@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 from scores import system
 
@@ -241,21 +242,18 @@ def test_lines_are_picked_without_the_others_being_read(tmp_path: Path) -> None:
         list(lines.pick())
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
 class Browser:
     """Opens pages in a real browser, without a network."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, program: str, folder: Path) -> None:
+        self._program, self._folder = program, folder
 
     def open(self, path: Path, address: str = "", *more: str) -> tuple[str, list[str]]:
         """The document when its script is done, and what the console said."""
         quiet = ["background-networking", "component-update", "sync", "gpu"]
         finished = subprocess.run(
             [
-                str(BROWSER),
+                self._program,
                 *("--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr", "--v=0"),
                 *(f"--disable-{each}" for each in quiet),
                 *(f"--user-data-dir={self._folder}", "--virtual-time-budget=3000", "--dump-dom", *more),
@@ -271,9 +269,7 @@ class Browser:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
-    if BROWSER is None:
-        pytest.skip("no Chromium")
-    yield Browser(tmp_path / "profile")
+    yield Browser(needs.browser(), tmp_path / "profile")
 
 
 @pytest.mark.parametrize(("number", "width"), [(1, 1280), (2, 400), (3, 1280)])
