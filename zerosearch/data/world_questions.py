@@ -96,10 +96,6 @@ def _author(book: Book) -> Hop:
     return Hop(book.title, "author", (book.author.name,))
 
 
-def _publication_year(book: Book) -> Hop:
-    return Hop(book.title, "publication year", (str(book.publication_year),))
-
-
 def _birthplace(person: Person) -> Hop:
     return Hop(person.name, "birthplace", (person.birthplace.name,))
 
