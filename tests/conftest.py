@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def lively(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terabyte of free disk and of memory for the doctor, whatever this machine has left."""
+    from zerosearch.training import doctor
+
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**12))
+    monkeypatch.setattr(doctor, "available_memory", lambda: 10**12)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ def findings(*overrides: str, recipe: str = "world") -> dict[str, Finding]:
     return {each.check: each for each in examine(load_recipe(recipe, overrides))}
 
 
+@pytest.mark.usefixtures("roomy")
 def test_a_machine_that_can_train_the_quickstart_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command(["doctor", "world", "data.train_limit=8"])
@@ -42,6 +43,7 @@ def test_a_machine_that_can_train_the_quickstart_is_told_so(capsys: pytest.Captu
     assert {line.split()[1].rstrip(":") for line in said} >= {"python", "packages", "GPUs", "disk", "train", "test"}
 
 
+@pytest.mark.usefixtures("roomy")
 def test_a_problem_is_said_with_what_to_do_and_the_exit_code_tells(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command(["doctor", "world", "data.train=nowhere.jsonl"])
@@ -76,6 +78,7 @@ def test_what_verl_cannot_do_is_found() -> None:
     assert (found.state, found.said.split()[0]) == ("problem", "training.resample")
 
 
+@pytest.mark.usefixtures("roomy")
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -203,6 +203,7 @@ def reader(
     return Reader(finished, capsys)
 
 
+@pytest.mark.usefixtures("roomy")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_document_says_works(document: Path, reader: Reader) -> None:
     reader.read(document.read_text("utf-8"))
