@@ -86,10 +86,10 @@ def test_thoughts_count_facts_or_candidates() -> None:
     for trajectory in demonstrations():
         first = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
         hop = trajectory.question.hops[0]
-        begins = f"Fact 1: the {hop.relation} of {hop.subject}."
+        wanted = f"the {hop.relation} of {hop.subject}"
+        begins = f"Fact 1 of {len(trajectory.question.hops)}: {wanted}."
         if trajectory.question.kind == "comparison":
-            other = trajectory.question.hops[1].subject
-            begins = f"Compare the {hop.relation} of {hop.subject} and {other}. {begins.replace('Fact', 'Candidate')}"
+            begins = f"Compare {wanted} and {trajectory.question.hops[1].subject}. Candidate 1: {wanted}."
         assert first.startswith(f"<think> {begins} </think>")
 
 
@@ -114,8 +114,18 @@ def test_another_comparison_is_told_fact_by_fact() -> None:
         None,
     )
     assert turns is not None
-    assert turns[1].text.startswith("<think> The birthplace of A is Rome. Fact 2: the birthplace of B. </think>")
+    assert turns[1].text.startswith("<think> The birthplace of A is Rome. Fact 2 of 2: the birthplace of B. </think>")
     assert turns[2].text == "<think> The birthplace of B is Oslo. </think>\n<answer> no </answer>"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_family_lies_evenly_over_their_order(seed: int) -> None:
+    """Of n demonstrations of a family, one lies in each n-th of the order, give or take a place of another's."""
+    order = [trajectory.question.family for trajectory in demonstrations(63, seed)]
+    for family, number in Counter(order).items():
+        places = [place for place, other in enumerate(order) if other == family]
+        for index, place in enumerate(places):
+            assert index / number - 0.15 <= place / len(order) <= (index + 1) / number + 0.15
 
 
 def test_every_family_is_shown() -> None:

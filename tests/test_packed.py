@@ -288,6 +288,18 @@ def test_supervised_learning_lowers_the_loss_of_wanted_tokens_and_repeats() -> N
     assert not model.training
 
 
+def test_the_first_epoch_may_take_the_given_order() -> None:
+    """One example to a step: before it is learnt, what it costs tells which one it is."""
+    rate = 1e-12
+    costs = [-score(tiny.model("qwen2-untied"), [tree]).log_probs.mean().item() for tree in FIXED]
+    assert len({round(cost, 3) for cost in costs}) == len(FIXED) > 1
+    for seed in range(4):
+        settings = SupervisedSettings(epochs=2, batch_size=1, learning_rate=rate, seed=seed, ordered=True)
+        losses = learn(tiny.model("qwen2-untied"), FIXED, settings)
+        assert losses[: len(FIXED)] == pytest.approx(costs, rel=1e-3)
+        assert sorted(losses[len(FIXED) :]) == pytest.approx(sorted(costs), rel=1e-3)
+
+
 def test_supervised_learning_goes_on_in_whole_batches_for_the_seconds_given() -> None:
     started = time.perf_counter()
     _, losses = taught(seconds=0.5)

@@ -21,7 +21,7 @@ class SupervisedSettings:
     afterwards it falls linearly to a tenth. dtype: of the products.
 
     seconds: learn for so long instead of `epochs`, but for one epoch at least; the rate then follows the clock, from
-    a tenth and back to it.
+    a tenth and back to it. ordered: the first epoch takes the examples in the given order instead of a random one.
     """
 
     epochs: int = 1
@@ -33,6 +33,7 @@ class SupervisedSettings:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     seconds: float = 0.0
+    ordered: bool = False
 
 
 class Keeper(Protocol):
@@ -92,7 +93,8 @@ def _batches(trees: Sequence[Tree], settings: SupervisedSettings) -> Iterator[li
     """The trees of each step, epoch after epoch; without end where the clock says when it is over."""
     generator = random.Random(settings.seed)
     epochs = count() if settings.seconds else range(settings.epochs)
-    order = (tree for _ in epochs for tree in generator.sample(list(trees), len(trees)))
+    rounds = (trees if settings.ordered and not epoch else generator.sample(trees, len(trees)) for epoch in epochs)
+    order = (tree for trees_of_epoch in rounds for tree in trees_of_epoch)
     return iter(lambda: list(islice(order, settings.batch_size)), [])
 
 

@@ -24,7 +24,7 @@ from zerosearch.simulation.quality import holds_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHARES = {"one_hop": 1, "two_hop": 2, "comparison": 11}
+SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 10}
 """Demonstrations of a family by its kind. A small model needs that many to tell which of two candidates fits; fewer
 leave it guessing, and guessing earns half of the reward already."""
 
@@ -93,9 +93,10 @@ def _plan(question: Question) -> str:
 
 
 def _place(question: Question, index: int) -> str:
-    """Facts are counted; of a comparison, first the candidates are."""
+    """Facts are counted, out of how many: the policy plans how far to go before it begins. Of a comparison, first the
+    candidates are."""
     if not _compares(question):
-        return f"Fact {index + 1}"
+        return f"Fact {index + 1} of {len(question.hops)}"
     return f"Candidate {index + 1}" if index < 2 else "Fact 1"
 
 
@@ -127,7 +128,7 @@ async def demonstrate(
     seed: int,
     in_vain_share: float = 0.2,
 ) -> list[Trajectory]:
-    """Return `count` demonstrations, spread over the families of the questions by `SHARES`.
+    """Return `count` demonstrations: each family's share is that of `SHARES`, and lies evenly over their order.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -160,7 +161,20 @@ async def demonstrate(
             f"only {len(demonstrations)} of warm_start.demonstrations = {count} could be made: the training questions "
             "need hops whose answers the real engine finds; lower the number or give such questions"
         )
-    return demonstrations
+    return _spread(demonstrations, generator)
+
+
+def _spread(trajectories: Sequence[Trajectory], generator: random.Random) -> list[Trajectory]:
+    """Each family evenly over the order: what a small model learns last it does everywhere."""
+    families: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        families.setdefault(trajectory.question.family, []).append(trajectory)
+    places = [
+        ((index + generator.random()) / len(family), trajectory)
+        for family in families.values()
+        for index, trajectory in enumerate(family)
+    ]
+    return [trajectory for _, trajectory in sorted(places, key=lambda place: place[0])]
 
 
 def supervised_tree(trajectory: Trajectory) -> Tree:

@@ -202,6 +202,7 @@ def warm_start_settings(run: Run) -> SupervisedSettings:
         seed=run.recipe.seed,
         micro_batch_tokens=run.recipe.training.micro_batch_tokens,
         dtype=run.dtype,
+        ordered=True,
     )
 
 
