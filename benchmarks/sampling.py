@@ -124,20 +124,19 @@ async def all_episodes(sampler: LocalSampler, episodes: list[Recorded]) -> None:
 def generate(model: Any, episodes: list[Recorded], size: int) -> None:
     """Each turn of a batch at once, as long as its longest; what is too much is cut. Prompts are padded on the left."""
     for start in range(0, len(episodes), size):
-        batch = episodes[start : start + size]
-        ids = [list(episode.prompt) for episode in batch]
-        for turn in range(max(len(episode.turns) for episode in batch)):
-            longest = max(map(len, ids))
-            padded = torch.tensor([[0] * (longest - len(each)) + each for each in ids])
-            mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in ids])
-            most = max(episode.turns[turn][0] for episode in batch)
+        batch = [(list(episode.prompt), episode.turns) for episode in episodes[start : start + size]]
+        for turn in range(max(len(turns) for _, turns in batch)):
+            going = [(ids, *turns[turn]) for ids, turns in batch if turn < len(turns)]
+            longest = max(len(ids) for ids, _, _ in going)
+            padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids, _, _ in going])
+            mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _, _ in going])
+            most = max(length for _, length, _ in going)
             limits = GenerationConfig(
                 max_new_tokens=most, min_new_tokens=most, do_sample=True, temperature=1.0, top_k=0, pad_token_id=0
             )
             written = model.generate(padded, attention_mask=mask, generation_config=limits)[:, longest:].tolist()
-            for each, new, episode in zip(ids, written, batch, strict=True):
-                length, page = episode.turns[turn]
-                each += [*new[:length], *page]
+            for (ids, length, page), new in zip(going, written, strict=True):
+                ids += [*new[:length], *page]
 
 
 def vllm_system(name: str, episodes: list[Recorded]) -> Callable[[], object]:

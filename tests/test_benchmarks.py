@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import tiny
+import torch
 from script_files import ROOT, load_script
 
 from zerosearch.inference.models import load_model
@@ -60,6 +61,26 @@ def test_a_benchmark_prints_its_table(
     monkeypatch.setattr("random.Random.lognormvariate", lambda *_: 0.01)
     carry_out(name, monkeypatch, *SMALL[name])
     assert ROWS[name] in capsys.readouterr().out
+
+
+def test_episodes_of_a_run_may_have_unequal_turns(model: Path) -> None:
+    script = load_script("benchmarks/sampling.py")
+    prompts = {"one": [5], "three": [6, 7]}
+    episodes = [
+        script.Recorded(prompts["one"], [(2, [])], []),
+        script.Recorded(prompts["three"], [(1, [8, 9]), (3, [8]), (2, [])], []),
+    ]
+    plain, asked = load_model(str(model)), []
+    really = plain.generate
+
+    def generate(ids: torch.Tensor, **given: object) -> torch.Tensor:
+        asked.append(tuple(ids.shape))
+        return really(ids, **given)
+
+    plain.generate = generate
+    script.generate(plain, episodes, 2)
+    assert asked == [(2, 2), (1, 5), (1, 9)], "turn by turn, those who have one"
+    assert prompts == {"one": [5], "three": [6, 7]}
 
 
 def test_the_update_is_measured_beyond_weights_and_optimiser_on_groups_that_share(model: Path) -> None:
