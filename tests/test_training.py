@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from whole_runs import ONLY_RL, arguments, bits, carry_out, interrupt, results, rows, trajectories
 
 from zerosearch.cli.main import run as command
@@ -20,6 +21,8 @@ from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.world import build_world
 from zerosearch.data.world_files import write_world
 from zerosearch.errors import RunError, UserError
+from zerosearch.inference import supervised
+from zerosearch.inference.packed import Scores, Tree
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
@@ -129,6 +132,24 @@ def test_no_steps_are_a_run_too(model: Path, tmp_path: Path, capsys: pytest.Capt
     run = carry_out(model, tmp_path / "run", "training.steps=0", *ONLY_RL)
     assert not checkpoints(run / "checkpoints") and "after RL" in results(run)["systems"]
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("real-search F1 = ")
+
+
+def test_the_warm_start_meets_its_demonstrations_in_their_order(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[list[int]] = []
+    really = supervised.score
+
+    def score(model: PreTrainedModel, trees: Sequence[Tree], **given: Any) -> Scores:
+        met.extend([*tree.prefix, *tree.branches[0].token_ids] for tree in trees)
+        return really(model, trees, **given)
+
+    monkeypatch.setattr(supervised, "score", score)
+    only = ["warm_start.demonstrations=8", "training.steps=0", "simulation.tuning.enabled=false"]
+    run = carry_out(model, tmp_path / "run", *only, *(f"evaluation.{each}=false" for each in ("untrained", "trained")))
+    shown = trajectories(run, "demonstrations")
+    assert met == [[token for part in each["segments"] for token in part["token_ids"]] for each in shown]
+    assert len(met) == 8
 
 
 def test_a_run_may_end_without_a_test(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
