@@ -175,9 +175,7 @@ def test_a_worker_that_ends_before_the_first_step_does_not_lose_the_warm_start(
         patch.setattr(stages, "warm_start", deadly)
         carry_out(model, tmp_path / "run", *given)
     assert "worker 1 of 2 was ended by SIGKILL" in str(end.value)
-    assert "what was done before these steps is kept: go on from there with the same command and resume" in str(
-        end.value
-    )
+    assert "; the run is kept as it was before the first step: go on from there with the same command" in str(end.value)
 
 
 def test_what_goes_wrong_in_a_worker_is_said_as_in_one_process(model: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _take_steps(run: Run, start: str) -> None:
     rollout = Rollout.from_json(ready) if ready else None
     order = QuestionOrder(run.train_questions, recipe.seed, rollout.position if rollout else state.position)
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
-    with keeping("what was done before these steps is kept"):
+    with keeping(_kept(state)):
         player = training_player(run, rewards)
     display.stage(STAGE, training.steps, state.step)
     begun = saved = state.step
@@ -75,7 +75,7 @@ def _take_steps(run: Run, start: str) -> None:
     with Rollouts(roll, run.lane, rollout) as rollouts:
         for step in range(state.step + 1, training.steps + 1):
             started, rolled = time.perf_counter(), rollouts.seconds
-            with keeping(f"the run is kept as it was after step {state.step}"):
+            with keeping(_kept(state)):
                 try:
                     if step > begun + 1:
                         player.take_weights(policy)
@@ -129,6 +129,11 @@ SHOWN = (
     "leak_rate",
     "entropy",
 )
+
+
+def _kept(state: TrainingState) -> str:
+    when = f"after step {state.step}" if state.step else "before the first step"
+    return f"the run is kept as it was {when}"
 
 
 def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch, coming: Rollout | None = None) -> None:
