@@ -100,6 +100,14 @@ def test_a_dry_run_prints_the_resolved_recipe_and_the_plan(zerosearch: Command) 
     assert f"= {episodes} episodes" in finished.out
 
 
+def test_a_dry_run_names_the_files_that_are_not_here(zerosearch: Command, tmp_path: Path) -> None:
+    there = tmp_path / "there.jsonl"
+    there.touch()
+    finished = zerosearch("train", "world", f"data.train={there}", f"data.test={tmp_path}/nowhere.jsonl", "--dry-run")
+    assert finished.code == 0
+    assert re.findall(r"^# (.*) is not on this machine", finished.out, re.MULTILINE) == [f"{tmp_path}/nowhere.jsonl"]
+
+
 def test_the_plan_leaves_out_what_the_recipe_leaves_out(zerosearch: Command) -> None:
     printed = zerosearch("train", "world-none", "warm_start.enabled=false", "--dry-run").out
     plan = printed[printed.index("# plan") :]

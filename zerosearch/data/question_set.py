@@ -22,7 +22,7 @@ LARGEST_LEFT_OUT_SHARE = 0.01
 _log = logging.getLogger(__name__)
 _COLUMNS = ("id", "question", "golden_answers", "data_source", "reward_model", "extra_info")
 _WORLD_COLUMNS = ("kind", "family", "hops")
-_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
+FILE_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SPLIT_IN_NAME = re.compile(r"(train|test|dev|validation)(?![a-z])")
 
@@ -68,10 +68,10 @@ def load_questions(source: str | Path, split: str = "train", limit: int | None =
     path = Path(source)
     if path.is_dir():
         path = _file_of_split(path, split)
-    if path.name.endswith(_SUFFIXES):
+    if path.name.endswith(FILE_SUFFIXES):
         return _from_records(_read_file(path), str(path), _data_set_name(path), limit)
     if path.exists():
-        raise UserError(f"{path} is not one of {', '.join(_SUFFIXES)}: convert it to one of these")
+        raise UserError(f"{path} is not one of {', '.join(FILE_SUFFIXES)}: convert it to one of these")
     if _HUB_NAME.fullmatch(str(source)):
         return _from_records(_read_hub(str(source), split), str(source), str(source).split("/")[1], limit)
     raise UserError(
@@ -132,10 +132,10 @@ def _spread(questions: tuple[Question, ...], limit: int | None) -> tuple[Questio
 
 def _file_of_split(folder: Path, split: str) -> Path:
     for name in (split, "dev") if split == "test" else (split,):
-        for suffix in _SUFFIXES:
+        for suffix in FILE_SUFFIXES:
             if (path := folder / f"{name}{suffix}").is_file():
                 return path
-    found = sorted(path.name for path in folder.iterdir() if path.name.endswith(_SUFFIXES))
+    found = sorted(path.name for path in folder.iterdir() if path.name.endswith(FILE_SUFFIXES))
     raise UserError(
         f"the folder {folder} holds no {split}.parquet or {split}.jsonl "
         f"(it holds {', '.join(found) or 'no such files'}): name a file or another folder"
