@@ -204,7 +204,7 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypat
 
 def test_a_run_tells_its_trackers_all_that_its_log_holds(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    given = [*ONLY_RL, "evaluation.trained=false", "report.trackers=tensorboard"]
+    given = [*ONLY_RL, "data.test_limit=2", "report.trackers=tensorboard"]
     model = tiny.folder(tmp_path / "model")
     run = carry_out(model, tmp_path / "run", *given, "training.steps=1")
     reported = (run / "report.html").read_text("utf-8")
@@ -213,3 +213,9 @@ def test_a_run_tells_its_trackers_all_that_its_log_holds(tmp_path: Path) -> None
     assert set(read.Tags()["scalars"]) == {name for name in row if name not in ("stage", "step", "time")}
     assert [(event.step, event.value) for event in read.Scalars("reward")] == [(1, pytest.approx(row["reward"]))]
     assert "Reward and real-search F1" in reported
+    scores = json.loads((run / "results.json").read_text())["systems"]["after RL"]
+    read = accumulator.EventAccumulator(str(run / "tensorboard" / "evaluation")).Reload()
+    told = {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    assert told["after RL/searches"] == [(1, pytest.approx(scores["all"]["searches"]))]
+    for kind, of_kind in scores["kinds"].items():
+        assert told[f"after RL/{kind}/f1"] == [(1, pytest.approx(of_kind["f1"]))]

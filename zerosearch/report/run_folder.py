@@ -113,8 +113,16 @@ class RunFolder:
         write_atomically(self.results, json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n")
 
     def add_system(self, name: str, result: SystemResult) -> None:
-        """Put one system's result into `results.json`, in place of an older one of that name."""
+        """Put one system's result into `results.json`, in place of an older one of that name, and tell trackers."""
         self.write_results(self.read_results().with_system(name, result))
+        if self.metrics.follower:
+            kinds = {f"{kind}/": scores for kind, scores in result.kinds.items()} | {"": result.all}
+            figures = {
+                f"{name}/{kind}{score}": getattr(scores, score)
+                for kind, scores in kinds.items()
+                for score in ("f1", "em", "searches")
+            }
+            self.metrics.follower.log("evaluation", int(result.conditions.get("step") or 0), figures)
 
     def add_measurements(self, **measurements: Scalar) -> None:
         """Put figures of the run as a whole into `results.json`."""
