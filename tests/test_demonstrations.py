@@ -82,12 +82,13 @@ def test_each_fact_is_searched_and_some_in_vain() -> None:
             assert any(holds_answer([Document("", text)], hop.answers) for text in seen)
 
 
-def test_thoughts_count_facts_or_candidates() -> None:
+def test_the_first_thought_plans_what_is_looked_up() -> None:
     for trajectory in demonstrations():
         first = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
         hop = trajectory.question.hops[0]
         wanted = f"the {hop.relation} of {hop.subject}"
-        begins = f"Fact 1 of {len(trajectory.question.hops)}: {wanted}."
+        left = "".join(f", then the {hop.relation}" for hop in trajectory.question.hops[1:])
+        begins = f"Look up {wanted}{left}."
         if trajectory.question.kind == "comparison":
             begins = f"Compare {wanted} and {trajectory.question.hops[1].subject}. Candidate 1: {wanted}."
         assert first.startswith(f"<think> {begins} </think>")
@@ -114,7 +115,9 @@ def test_another_comparison_is_told_fact_by_fact() -> None:
         None,
     )
     assert turns is not None
-    assert turns[1].text.startswith("<think> The birthplace of A is Rome. Fact 2 of 2: the birthplace of B. </think>")
+    assert turns[0].text.startswith("<think> Look up the birthplace of A, then the birthplace of B. </think>")
+    known = "The birthplace of A is Rome, then the birthplace of B."
+    assert turns[1].text.startswith(f"<think> {known} Look up the birthplace of B. </think>")
     assert turns[2].text == "<think> The birthplace of B is Oslo. </think>\n<answer> no </answer>"
 
 

@@ -61,13 +61,13 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
     in_vain: the hop at which a first search brings a page without the answer; None for none.
     """
     turns: list[Turn] = []
-    known = _plan(question)
+    known = _comparison(question)
     for index, hop in enumerate(question.hops):
         found = engine.rank(f"{hop.subject} {hop.relation}", 2 * k)
         page, next_page = tuple(found[:k]), tuple(found[k:])
         if not holds_answer(page, hop.answers):
             return None
-        wish = f"{_place(question, index)}: the {hop.relation} of {hop.subject}."
+        wish = _wish(question, index)
         query = f"<search> {hop.subject} {hop.relation} </search>"
         if index == in_vain:
             if holds_answer(next_page, hop.answers):
@@ -84,7 +84,7 @@ def recall(question: Question) -> list[Turn]:
     return [_conclusion(question, "".join(_fact(question, index) for index in range(len(question.hops))))]
 
 
-def _plan(question: Question) -> str:
+def _comparison(question: Question) -> str:
     """A comparison begins with what is looked up of both candidates, to keep to it."""
     if not _compares(question):
         return ""
@@ -92,12 +92,25 @@ def _plan(question: Question) -> str:
     return f"Compare the {one.relation} of {one.subject} and {other.subject}. "
 
 
-def _place(question: Question, index: int) -> str:
-    """Facts are counted, out of how many: the policy plans how far to go before it begins. Of a comparison, first the
-    candidates are."""
+def _wish(question: Question, index: int) -> str:
+    """What is looked up now, and what is left for later. Of a comparison, first the candidates are."""
+    hop = question.hops[index]
+    wanted = f"the {hop.relation} of {hop.subject}"
     if not _compares(question):
-        return f"Fact {index + 1} of {len(question.hops)}"
-    return f"Candidate {index + 1}" if index < 2 else "Fact 1"
+        return f"Look up {wanted}{_left(question, index)}."
+    place = f"Candidate {index + 1}" if index < 2 else "Fact 1"
+    return f"{place}: {wanted}."
+
+
+def _left(question: Question, index: int) -> str:
+    """What is to be looked up after the hop at that index: a plan that says how far to go before it is begun, and is
+    said again with each fact, so that all that the policy needs to go on or to end is to copy."""
+    known = {answer for hop in question.hops for answer in hop.answers}
+    wanted = (
+        f"the {hop.relation}" if hop.subject in known else f"the {hop.relation} of {hop.subject}"
+        for hop in question.hops[index + 1 :]
+    )
+    return "".join(f", then {each}" for each in wanted)
 
 
 def _compares(question: Question) -> bool:
@@ -108,11 +121,13 @@ def _compares(question: Question) -> bool:
 def _fact(question: Question, index: int) -> str:
     """What the hop at that index found, and after both candidates of a comparison, which of them is meant."""
     hop = question.hops[index]
-    found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}. "
-    if _compares(question) and index == 1:
-        meant = next(each for each in question.hops if each.subject == question.hops[-1].subject)
-        found += f"The one with {meant.relation} {meant.answers[0]} is {meant.subject}. "
-    return found
+    found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}"
+    if not _compares(question):
+        return f"{found}{_left(question, index)}. "
+    if index != 1:
+        return f"{found}. "
+    meant = next(each for each in question.hops if each.subject == question.hops[-1].subject)
+    return f"{found}. The one with {meant.relation} {meant.answers[0]} is {meant.subject}. "
 
 
 def _conclusion(question: Question, known: str) -> Turn:
