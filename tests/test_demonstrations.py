@@ -90,7 +90,10 @@ def test_the_first_thought_plans_what_is_looked_up() -> None:
         left = "".join(f", then the {hop.relation}" for hop in trajectory.question.hops[1:])
         begins = f"Look up {wanted}{left}."
         if trajectory.question.kind == "comparison":
-            begins = f"Compare {wanted} and {trajectory.question.hops[1].subject}. Candidate 1: {wanted}."
+            one, other, last = trajectory.question.hops
+            (meant,) = one.answers if one.subject == last.subject else other.answers
+            plan = f"{wanted} and {other.subject}, then the {last.relation} of the one with {meant}"
+            begins = f"Compare {plan}. Candidate 1: {wanted}."
         assert first.startswith(f"<think> {begins} </think>")
 
 
@@ -102,8 +105,8 @@ def test_a_comparison_looks_up_both_candidates_and_then_says_which_is_meant(mean
     turns = script(Question("1", "?", ("1900",), "d", "comparison", hops=hops), BM25Engine(corpus), 2, None)
     assert turns is not None and len(turns) == 4
     assert turns[1].text.startswith("<think> The birthplace of A is Rome. Candidate 2: the birthplace of B. </think>")
-    said = f"The birthplace of B is Oslo. The one with birthplace {cities[meant]} is {meant}. Fact 1: the birth year of"
-    assert turns[2].text.startswith(f"<think> {said} {meant}. </think>")
+    said = f"The birthplace of B is Oslo, then the birth year of the one with {cities[meant]}: {meant}."
+    assert turns[2].text.startswith(f"<think> {said} Look up the birth year of {meant}. </think>")
 
 
 def test_another_comparison_is_told_fact_by_fact() -> None:

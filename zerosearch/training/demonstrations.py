@@ -85,26 +85,29 @@ def recall(question: Question) -> list[Turn]:
 
 
 def _comparison(question: Question) -> str:
-    """A comparison begins with what is looked up of both candidates, to keep to it."""
+    """A comparison begins with what is looked up of both candidates, to keep to it, and what then."""
     if not _compares(question):
         return ""
     one, other, _ = question.hops
-    return f"Compare the {one.relation} of {one.subject} and {other.subject}. "
+    return f"Compare the {one.relation} of {one.subject} and {other.subject}{_left(question, 1)}. "
 
 
 def _wish(question: Question, index: int) -> str:
     """What is looked up now, and what is left for later. Of a comparison, first the candidates are."""
     hop = question.hops[index]
     wanted = f"the {hop.relation} of {hop.subject}"
-    if not _compares(question):
-        return f"Look up {wanted}{_left(question, index)}."
-    place = f"Candidate {index + 1}" if index < 2 else "Fact 1"
-    return f"{place}: {wanted}."
+    if _compares(question):
+        return f"Candidate {index + 1}: {wanted}." if index < 2 else f"Look up {wanted}."
+    return f"Look up {wanted}{_left(question, index)}."
 
 
 def _left(question: Question, index: int) -> str:
     """What is to be looked up after the hop at that index: a plan that says how far to go before it is begun, and is
     said again with each fact, so that all that the policy needs to go on or to end is to copy."""
+    if _compares(question):
+        last = question.hops[-1]
+        meant = next(each for each in question.hops if each.subject == last.subject)
+        return f", then the {last.relation} of the one with {meant.answers[0]}"
     known = {answer for hop in question.hops for answer in hop.answers}
     wanted = (
         f"the {hop.relation}" if hop.subject in known else f"the {hop.relation} of {hop.subject}"
@@ -119,15 +122,12 @@ def _compares(question: Question) -> bool:
 
 
 def _fact(question: Question, index: int) -> str:
-    """What the hop at that index found, and after both candidates of a comparison, which of them is meant."""
+    """What the hop at that index found, and what is left; after both candidates of a comparison, of which of them."""
     hop = question.hops[index]
     found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}"
     if not _compares(question):
         return f"{found}{_left(question, index)}. "
-    if index != 1:
-        return f"{found}. "
-    meant = next(each for each in question.hops if each.subject == question.hops[-1].subject)
-    return f"{found}. The one with {meant.relation} {meant.answers[0]} is {meant.subject}. "
+    return f"{found}{_left(question, index)}: {question.hops[-1].subject}. " if index == 1 else f"{found}. "
 
 
 def _conclusion(question: Question, known: str) -> Turn:
