@@ -19,10 +19,12 @@ from zerosearch.errors import UserError, install
 LARGEST_LEFT_OUT_SHARE = 0.01
 """More records without a usable question or answer than this share are a mistake, not an accident."""
 
+FILE_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
+"""How the name of a file of questions may end."""
+
 _log = logging.getLogger(__name__)
 _COLUMNS = ("id", "question", "golden_answers", "data_source", "reward_model", "extra_info")
 _WORLD_COLUMNS = ("kind", "family", "hops")
-FILE_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SPLIT_IN_NAME = re.compile(r"(train|test|dev|validation)(?![a-z])")
 

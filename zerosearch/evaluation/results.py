@@ -80,6 +80,15 @@ class SystemResult:
     family_kinds: Mapping[str, str] = field(default_factory=dict)
     """The kind of each family's questions; empty in results of older versions."""
 
+    def figures(self, prefix: str) -> dict[str, float]:
+        """F1, EM and searches over all questions and by kind, as one row: `{prefix}f1`, `{prefix}two_hop/f1`."""
+        kinds = {"": self.all} | {f"{kind}/": scores for kind, scores in self.kinds.items()}
+        return {
+            f"{prefix}{kind}{score}": getattr(scores, score)
+            for kind, scores in kinds.items()
+            for score in ("f1", "em", "searches")
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Results:

@@ -12,7 +12,7 @@ REINFORCEMENT = "reinforcement"
 
 
 class Follower(Protocol):
-    """What is told each row of a metrics log once it is written."""
+    """What is told each row of a metrics log once it is written, and the scores of evaluations."""
 
     def log(self, stage: str, step: int, figures: Mapping[str, Any]) -> None: ...
 
@@ -36,6 +36,10 @@ class MetricsLog:
             RunError: the disk is full; the rows before are kept.
         """
         self._lines.append({"stage": stage, "step": step, "time": round(time.time(), 3), **figures})
+        self.tell(stage, step, figures)
+
+    def tell(self, stage: str, step: int, figures: Mapping[str, Any]) -> None:
+        """Let the follower, if there is one, have what stands elsewhere: the scores of an evaluation."""
         if self.follower:
             self.follower.log(stage, step, figures)
 

@@ -115,14 +115,7 @@ class RunFolder:
     def add_system(self, name: str, result: SystemResult) -> None:
         """Put one system's result into `results.json`, in place of an older one of that name, and tell trackers."""
         self.write_results(self.read_results().with_system(name, result))
-        if self.metrics.follower:
-            kinds = {f"{kind}/": scores for kind, scores in result.kinds.items()} | {"": result.all}
-            figures = {
-                f"{name}/{kind}{score}": getattr(scores, score)
-                for kind, scores in kinds.items()
-                for score in ("f1", "em", "searches")
-            }
-            self.metrics.follower.log("evaluation", int(result.conditions.get("step") or 0), figures)
+        self.metrics.tell("evaluation", int(result.conditions.get("step") or 0), result.figures(f"{name}/"))
 
     def add_measurements(self, **measurements: Scalar) -> None:
         """Put figures of the run as a whole into `results.json`."""

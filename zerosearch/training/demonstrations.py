@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 10}
-"""Demonstrations of a family by its kind. A small model needs that many to tell which of two candidates fits; fewer
-leave it guessing, and guessing earns half of the reward already."""
+"""Demonstrations of a family by its kind. After fewer of comparisons a small model does not begin them as such, or
+guesses which candidate fits, and guessing earns half of the reward already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
     in_vain: the hop at which a first search brings a page without the answer; None for none.
     """
     turns: list[Turn] = []
-    known = _comparison(question)
+    known = _opening(question)
     for index, hop in enumerate(question.hops):
         found = engine.rank(f"{hop.subject} {hop.relation}", 2 * k)
         page, next_page = tuple(found[:k]), tuple(found[k:])
@@ -84,12 +84,12 @@ def recall(question: Question) -> list[Turn]:
     return [_conclusion(question, "".join(_fact(question, index) for index in range(len(question.hops))))]
 
 
-def _comparison(question: Question) -> str:
-    """A comparison begins with what is looked up of both candidates, to keep to it, and what then."""
+def _opening(question: Question) -> str:
+    """A comparison begins with all that it will look up, to keep to it."""
     if not _compares(question):
         return ""
     one, other, _ = question.hops
-    return f"Compare the {one.relation} of {one.subject} and {other.subject}{_left(question, 1)}. "
+    return f"Compare the {one.relation} of {one.subject} and {other.subject}{_asked_of_one(question)}. "
 
 
 def _wish(question: Question, index: int) -> str:
@@ -101,13 +101,21 @@ def _wish(question: Question, index: int) -> str:
     return f"Look up {wanted}{_left(question, index)}."
 
 
+def _fact(question: Question, index: int) -> str:
+    """What the hop at that index found, and what is left; after both candidates of a comparison, of which of them."""
+    hop = question.hops[index]
+    if not _compares(question):
+        left = _left(question, index)
+    elif index == 1:
+        left = f"{_asked_of_one(question)}: {question.hops[-1].subject}"
+    else:
+        left = ""
+    return f"The {hop.relation} of {hop.subject} is {hop.answers[0]}{left}. "
+
+
 def _left(question: Question, index: int) -> str:
     """What is to be looked up after the hop at that index: a plan that says how far to go before it is begun, and is
     said again with each fact, so that all that the policy needs to go on or to end is to copy."""
-    if _compares(question):
-        last = question.hops[-1]
-        meant = next(each for each in question.hops if each.subject == last.subject)
-        return f", then the {last.relation} of the one with {meant.answers[0]}"
     known = {answer for hop in question.hops for answer in hop.answers}
     wanted = (
         f"the {hop.relation}" if hop.subject in known else f"the {hop.relation} of {hop.subject}"
@@ -116,18 +124,16 @@ def _left(question: Question, index: int) -> str:
     return "".join(f", then {each}" for each in wanted)
 
 
+def _asked_of_one(question: Question) -> str:
+    """What a comparison looks up after its candidates, of the one that has what the question says."""
+    last = question.hops[-1]
+    meant = next(hop for hop in question.hops if hop.subject == last.subject)
+    return f", then the {last.relation} of the one with {meant.answers[0]}"
+
+
 def _compares(question: Question) -> bool:
     """Whether the hops are a property of each of two candidates and a fact of the one that is meant."""
     return question.kind == "comparison" and len(question.hops) == 3
-
-
-def _fact(question: Question, index: int) -> str:
-    """What the hop at that index found, and what is left; after both candidates of a comparison, of which of them."""
-    hop = question.hops[index]
-    found = f"The {hop.relation} of {hop.subject} is {hop.answers[0]}"
-    if not _compares(question):
-        return f"{found}{_left(question, index)}. "
-    return f"{found}{_left(question, index)}: {question.hops[-1].subject}. " if index == 1 else f"{found}. "
 
 
 def _conclusion(question: Question, known: str) -> Turn:
