@@ -108,6 +108,26 @@ def test_a_dry_run_names_the_files_that_are_not_here(zerosearch: Command, tmp_pa
     assert re.findall(r"^# (.*) is not on this machine", finished.out, re.MULTILINE) == [f"{tmp_path}/nowhere.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train=nowhere.jsonl", "there is no file nowhere.jsonl"),
+        ("data.test=nowhere.parquet", "there is no file nowhere.parquet"),
+        ("search.corpus=nowhere.jsonl.gz", "there is no file nowhere.jsonl.gz"),
+        ("model.name=./nowhere", "no model folder './nowhere'"),
+        ("model.prompt=nowhere.toml", "nowhere.toml"),
+        ("simulation.template=nowhere.toml", "nowhere.toml"),
+    ],
+)
+def test_a_mistyped_path_ends_a_run_before_its_folder_is_made(
+    zerosearch: Command, tmp_path: Path, override: str, said: str
+) -> None:
+    finished = zerosearch("train", "world", override, f"output={tmp_path / 'run'}")
+    assert finished.code == 2 and said in finished.err and "resume" not in finished.err
+    assert len(finished.err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_plan_leaves_out_what_the_recipe_leaves_out(zerosearch: Command) -> None:
     printed = zerosearch("train", "world-none", "warm_start.enabled=false", "--dry-run").out
     plan = printed[printed.index("# plan") :]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from zerosearch.data.question_set import FILE_SUFFIXES
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_file import missing_files
 from zerosearch.training.recipe_remote import REMOTE
 
 
@@ -23,15 +23,9 @@ def plan(recipe: Recipe) -> list[str]:
     return [
         f"# plan (trainer {recipe.trainer}, seed {recipe.seed}, policy {recipe.model.name})",
         *(f"# {number}. {stage}" for number, stage in enumerate(stages, start=1)),
-        *(f"# {name} is not on this machine: the run needs it" for name in _missing(recipe)),
+        *(f"# {name} is not on this machine: the run needs it" for name in missing_files(recipe)),
         *(_verl(recipe) if recipe.trainer == "verl" else []),
     ]
-
-
-def _missing(recipe: Recipe) -> list[str]:
-    """Files that the recipe names and that are not here; they may be where it will be carried out."""
-    sources = (recipe.data.train, recipe.data.test, recipe.search.corpus)
-    return sorted({name for name in sources if name.endswith(FILE_SUFFIXES) and not Path(name).exists()})
 
 
 def _verl(recipe: Recipe) -> list[str]:

@@ -18,10 +18,9 @@ from packaging.version import Version
 from zerosearch.data import Question
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError, UserError, install
-from zerosearch.inference.embedded import resolve_model
 from zerosearch.report.trackers import wandb_ready
 from zerosearch.search.engine import SearchRequest
-from zerosearch.training.engines import chat_servers, make_prompt, make_remote, make_template
+from zerosearch.training.engines import chat_servers, check_files, make_remote
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.rewards import load_function
 from zerosearch.training.verl.shape import shape_of
@@ -223,11 +222,7 @@ def _questions(recipe: Recipe) -> Iterator[Finding]:
 
 def _files(recipe: Recipe) -> Iterator[Finding]:
     """What the recipe names: the model's folder, its prompt, the simulator's template, a reward of one's own."""
-    if recipe.model.name != "embedded":
-        resolve_model(recipe.model.name)
-    make_prompt(recipe)
-    if recipe.simulates:
-        make_template(recipe)
+    check_files(recipe)
     if recipe.reward.function:
         load_function(recipe.reward.function)
     yield Finding("files", "ok", "model, prompt, template and reward are there")

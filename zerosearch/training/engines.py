@@ -14,6 +14,7 @@ from zerosearch.data.indexed import IndexedPassages
 from zerosearch.data.question_set import load_questions
 from zerosearch.data.world import build_world
 from zerosearch.errors import UserError
+from zerosearch.inference.embedded import resolve_model
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
 from zerosearch.search.engine import CountedEngine, Noise, SearchEngine
@@ -34,6 +35,7 @@ from zerosearch.simulation.simulator import Simulator, Writing
 from zerosearch.simulation.telling import JUDGE_TOKENS, Teller, withholding_messages
 from zerosearch.simulation.template import Template, load_template, template_toml
 from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe_file import missing_files
 from zerosearch.training.recipe_remote import REMOTE, Remote, Retriever, SerpApi
 
 if TYPE_CHECKING:
@@ -362,6 +364,29 @@ def check_engines(recipe: Recipe) -> None:
     trained_with = search.mixed.real if search.type == "mixed" else search.type
     for kind in {trained_with, recipe.evaluation.engine} & set(REMOTE):
         make_remote(recipe, kind)
+
+
+def check_data(recipe: Recipe) -> None:
+    """Find before anything starts which file of questions or passages is not there.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in missing_files(recipe):
+        raise UserError(f"there is no file {name}: check the path")
+
+
+def check_files(recipe: Recipe) -> None:
+    """Find before anything starts whether the model's folder, its prompt or the simulator's template is not there.
+
+    Raises:
+        UserError: one is missing, or is not what it should be.
+    """
+    if recipe.model.name != "embedded":
+        resolve_model(recipe.model.name)
+    make_prompt(recipe)
+    if recipe.simulates:
+        make_template(recipe)
 
 
 def share(recipe: Recipe, workers: int) -> Recipe:

@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from zerosearch.data.question_set import FILE_SUFFIXES
 from zerosearch.errors import UserError
 from zerosearch.training.recipe import Recipe
 
@@ -73,6 +74,12 @@ def differing_toml(recipe: Recipe) -> str:
     kind = {"type": recipe.algorithm.type}
     differing = _differing(recipe.model_dump(), Recipe.model_validate({"algorithm": kind}).model_dump())
     return tomli_w.dumps(_merged(differing, {"algorithm": kind}))
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """Files of questions and passages that the recipe names and that are not on this machine."""
+    sources = (recipe.data.train, recipe.data.test, recipe.search.corpus)
+    return sorted({name for name in sources if name.endswith(FILE_SUFFIXES) and not Path(name).exists()})
 
 
 def _differing(table: Table, other: Table) -> Table:

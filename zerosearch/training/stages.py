@@ -30,7 +30,7 @@ from zerosearch.training import engines, trainer
 from zerosearch.training.checkpoint import save_model, steps_done
 from zerosearch.training.conditions import conditions, conditions_of
 from zerosearch.training.demonstrations import demonstrate, supervised_tree
-from zerosearch.training.engines import TEMPLATE, check_engines
+from zerosearch.training.engines import TEMPLATE, check_data, check_engines, check_files
 from zerosearch.training.player import Method, testing_player
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
@@ -53,6 +53,8 @@ def train(recipe: Recipe) -> None:
         check_installed()
     check_device(recipe)
     check_trackers(recipe.report.trackers)
+    check_data(recipe)
+    check_files(recipe)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)

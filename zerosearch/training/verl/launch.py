@@ -18,7 +18,7 @@ from zerosearch.report.panel import Display, open_display
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.trackers import check_trackers, tracking
 from zerosearch.training.checkpoint import keep_good
-from zerosearch.training.engines import check_engines
+from zerosearch.training.engines import check_data, check_engines, check_files
 from zerosearch.training.health import Watch
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import resolved_toml
@@ -79,6 +79,8 @@ def train(recipe: Recipe) -> None:
     if recipe.reward.function:
         load_function(recipe.reward.function)
     check_trackers(recipe.report.trackers)
+    check_data(recipe)
+    check_files(recipe)
     check_engines(recipe)
     check_servers(recipe)
     folder = open_folder(recipe)
