@@ -24,7 +24,7 @@ from zerosearch.errors import RunError, UserError
 from zerosearch.report.panel import LineDisplay
 from zerosearch.search.engine import Rate, joined
 from zerosearch.training import run as run_module
-from zerosearch.training import stages, worker, workers
+from zerosearch.training import stages, trainer, worker, workers
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.learner import Learner
 from zerosearch.training.recipe_file import load_recipe
@@ -161,21 +161,35 @@ def test_a_worker_that_stands_still_ends_the_run(model: Path, tmp_path: Path, st
     assert not any(map(alive, started[0].processes))
 
 
+@pytest.mark.parametrize("noticed", ["before the episodes", "by the episodes"])
 def test_a_worker_that_ends_before_the_first_step_does_not_lose_the_warm_start(
-    model: Path, tmp_path: Path, started: list[Workers]
+    model: Path, tmp_path: Path, started: list[Workers], noticed: str
 ) -> None:
-    warm_start = stages.warm_start
+    warm_start, run_groups = stages.warm_start, trainer.run_groups
 
     def deadly(run: Run) -> str:
-        os.kill(run.processes[0], signal.SIGKILL)
+        end_worker(run.processes[0])
         return warm_start(run)
+
+    def deadly_groups(*given: Any) -> Any:
+        end_worker(started[0].processes[0])
+        return run_groups(*given)
 
     given = [*TWO, "evaluation.untrained=true", "evaluation.warm_start=false", "data.test_limit=2"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunError) as end:
-        patch.setattr(stages, "warm_start", deadly)
+        if noticed == "before the episodes":
+            patch.setattr(stages, "warm_start", deadly)
+        else:
+            patch.setattr(trainer, "run_groups", deadly_groups)
         carry_out(model, tmp_path / "run", *given)
     assert "worker 1 of 2 was ended by SIGKILL" in str(end.value)
     assert "; the run is kept as it was before the first step: go on from there with the same command" in str(end.value)
+
+
+def end_worker(pid: int) -> None:
+    """Kill it, and wait until it is dead."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def test_what_goes_wrong_in_a_worker_is_said_as_in_one_process(model: Path, tmp_path: Path) -> None:
