@@ -78,6 +78,18 @@ def test_time_left_follows_the_pace_since_the_resumed_step() -> None:
     assert "left 4:30" in stream.getvalue()
 
 
+def test_the_first_of_many_that_go_on_side_by_side_say_nothing_of_the_time_left() -> None:
+    display, stream, clock = line_display()
+    display.stage("evaluation", 300)
+    clock.now += 60
+    display.update(1, f1=0.5)
+    assert "left" not in stream.getvalue()
+    for done in range(2, 151):
+        clock.now += 1
+        display.update(done, f1=0.5)
+    assert "evaluation  121/300  f1 0.500  elapsed 3:00  left 2:59" in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("terminal", "environment", "live"),
     [

@@ -18,7 +18,7 @@ import zerosearch
 from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.results import PEAK_MEMORY, TRAINED, UNTRAINED, Results, summarize
 from zerosearch.report import run_folder
-from zerosearch.report.files import JsonLines, write_atomically
+from zerosearch.report.files import JsonLines, json_file, json_line, write_atomically
 from zerosearch.report.metrics_log import MetricsLog
 from zerosearch.report.run_folder import RunFolder, peak_memory
 
@@ -103,8 +103,6 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.text(), st.text() | st.floats() | st.integers() | st.booleans() | st.none()))
 def test_every_row_is_strict_json_on_one_line(row: dict[str, object]) -> None:
-    from zerosearch.report.files import json_line
-
     line = json_line(row)
     assert line.count("\n") == 1
     line.encode()
@@ -119,6 +117,7 @@ def test_numbers_of_other_libraries_and_lone_surrogates_are_written(tmp_path: Pa
     lines = JsonLines(tmp_path / "a.jsonl")
     lines.append({"x": np.float32(0.5), "text": "a \ud800 b", "list": (np.int64(3), [math.inf])})
     assert lines.read() == [{"x": 0.5, "text": "a \ud800 b", "list": [3.0, [None]]}]
+    assert json.loads(json_file({"text": "a \ud800 b"}).encode()) == {"text": "a \ud800 b"}
 
 
 # The run folder

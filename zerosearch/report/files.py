@@ -193,11 +193,20 @@ class JsonLines:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """One line of strict JSON. Numbers of other libraries become floats, NaN and infinities null."""
-    plain = plain_json(row)
-    line = json.dumps(plain, ensure_ascii=False, allow_nan=False)
-    if _SURROGATE.search(line):
-        line = json.dumps(plain)
-    return line + "\n"
+    return _json(row, None)
+
+
+def json_file(content: Mapping[str, Any]) -> str:
+    """A whole file of strict JSON, indented."""
+    return _json(content, 2)
+
+
+def _json(content: Mapping[str, Any], indent: int | None) -> str:
+    plain = plain_json(content)
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
+    if _SURROGATE.search(text):
+        text = json.dumps(plain, indent=indent)
+    return text + "\n"
 
 
 def plain_json(value: Any) -> Any:

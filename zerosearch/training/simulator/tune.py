@@ -16,7 +16,7 @@ from zerosearch.errors import UserError
 from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
 from zerosearch.inference.supervised import SupervisedSettings, learn
-from zerosearch.report.files import json_line, write_atomically
+from zerosearch.report.files import json_file, json_line, write_atomically
 from zerosearch.report.panel import open_display
 from zerosearch.report.run_folder import gather_versions
 from zerosearch.report.stage_file import check_settings, fingerprint
@@ -115,7 +115,7 @@ def tune(data: Path, recipe: Recipe, out: Path, held_out: int = 0) -> dict[str, 
                 "seconds": round(time.perf_counter() - started, 1),
                 **gather_versions(),
             }
-            return {**lessons.files, TUNING_SUMMARY: json.dumps(summary, indent=2, ensure_ascii=False) + "\n"}
+            return {**lessons.files, TUNING_SUMMARY: json_file(summary)}
 
         tune_model(recipe, trees, tokenizer, out, progress, files, kept_in)
     shutil.rmtree(kept_in)
