@@ -14,7 +14,9 @@ from zerosearch.data.question import Question
 from zerosearch.data.world_entities import make_halves, write_passages
 from zerosearch.data.world_questions import write_questions
 
-TRAIN_COUNTS = {"one_hop": 1600, "two_hop": 2400, "comparison": 2400}
+TRAIN_COUNTS = {"one_hop": 2140, "two_hop": 2130, "comparison": 2130}
+"""In equal shares: what a rare kind needs is unlearned for what earns in the others."""
+
 TEST_COUNTS = {"one_hop": 350, "two_hop": 400, "comparison": 250}
 
 
