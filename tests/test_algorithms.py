@@ -274,7 +274,7 @@ def test_what_is_worse_than_expected_counts_as_much_as_the_recipe_says(
 
 
 def test_with_failures_left_out_only_successes_that_stand_out_are_learned_from() -> None:
-    made = recipe("reinforce", "algorithm.baseline=group", "algorithm.negative=0", "algorithm.kl_coefficient=0")
+    made = recipe("reinforce_positive", "algorithm.kl_coefficient=0")
     groups = [group([1.0, 0.0], [3, 4]), group([1.0, 1.0], [3, 4]), group([0.0, 0.0], [3, 4])]
     [lesson] = worthwhile(judged(lessons(groups), made.algorithm))
     assert [episode.rewards_E.item() for episode in lesson.episodes] == [1.0]

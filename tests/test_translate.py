@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import needs
+import numpy as np
 import pytest
 import test_against_verl as compared
 import torch
@@ -176,7 +177,8 @@ def test_every_recipe_of_the_package_can_be_translated(name: str) -> None:
             ["algorithm.type=reinforce_plus_plus_baseline", "algorithm.normalize_std=true"],
             ["algorithm.normalize_std is true"],
         ),
-        (["algorithm.negative=0.5"], ["algorithm.negative is 0.5"]),
+        (["algorithm.negative=0.5"], ["algorithm.negative is 0.5", "weigh 0 in reinforce_positive"]),
+        (["algorithm.type=grpo", "algorithm.negative=0"], ["algorithm.negative is 0", "algorithm.negative = 1"]),
         (["algorithm.llds_coefficient=0.2"], ["algorithm.llds_coefficient is 0.2"]),
         (["algorithm.type=gspo", "algorithm.dual_clip=3.0"], ["algorithm.dual_clip is 3"]),
         (["lora.rank=4", "lora.alpha=2.5"], ["lora.alpha is 2.5", "whole number"]),
@@ -353,6 +355,15 @@ def test_observations_get_no_advantage_and_failed_episodes_move_no_baseline() ->
     assert found.tolist() == returns.tolist() == [[0.5, 0, 1, 0], [0.25, 0.5, 0, 0], [0, 0, 0, 0]]
     less, _ = reinforce_batch(rewards, mask, table)
     assert less.tolist() == [[-0.25, 0, 0.25, 0], [-0.5, -0.25, 0, 0], [0, 0, 0, 0]]
+
+
+def test_only_successes_that_stand_out_in_their_group_have_an_advantage() -> None:
+    from zerosearch.training.verl.estimators import reinforce_positive
+
+    mask = torch.tensor([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    rewards = torch.tensor([[0.0, 0, 1], [0, 0.5, 0], [1, 0, 0], [0, 0, 0]])
+    found, returns = reinforce_positive(rewards, mask, np.array(["b", "b", "a", "b"], dtype=object))
+    assert found.tolist() == returns.tolist() == [[0.25, 0, 0.25], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_the_critic_is_the_recipes() -> None:

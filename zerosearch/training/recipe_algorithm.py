@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from zerosearch.training.recipe_section import Count, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
 Type = Literal[
-    "reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo", "grpo", "dr_grpo", "gspo", "ppo"
+    *("reinforce", "reinforce_positive", "reinforce_plus_plus", "reinforce_plus_plus_baseline"),
+    *("rloo", "grpo", "dr_grpo", "gspo", "ppo"),
 ]
 Estimator = Literal["none", "batch", "group", "leave_one_out", "critic"]
 ADAMW_BETAS = (0.9, 0.999)
@@ -30,6 +31,7 @@ class Preset:
 KL_IN_REWARD = {"kl_in": "reward", "kl_estimator": "k1"}
 PRESETS: dict[str, Preset] = {
     "reinforce": Preset("REINFORCE", "none", {"normalize_std": False}),
+    "reinforce_positive": Preset("REINFORCE from successes", "group", {"normalize_std": False, "negative": 0.0}),
     "reinforce_plus_plus": Preset("REINFORCE++", "none", {"normalize_std": False, "whiten": True, **KL_IN_REWARD}),
     "reinforce_plus_plus_baseline": Preset(
         "REINFORCE++ with a baseline", "group", {"normalize_std": False, "whiten": True, "kl_estimator": "k2"}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from zerosearch.errors import UserError
 from zerosearch.training.recipe import Model, Recipe
+from zerosearch.training.recipe_algorithm import PRESETS
 from zerosearch.training.verl.reserved import reserved
 
 WHITENED = ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
@@ -88,10 +89,11 @@ def _parts(recipe: Recipe) -> Iterator[str]:
             f"algorithm.normalize_std is true, but verl does not divide by the group's deviation in {algorithm.type}; "
             "set algorithm.normalize_std = false"
         )
-    if algorithm.negative != 1:
+    weight = PRESETS[algorithm.type].parts.get("negative", 1.0)
+    if algorithm.negative != weight:
         yield (
-            f"algorithm.negative is {algorithm.negative:g}, but verl counts advantages below zero in full; set "
-            "algorithm.negative = 1"
+            f"algorithm.negative is {algorithm.negative:g}, but on verl advantages below zero weigh {weight:g} in "
+            f"{algorithm.type}; set algorithm.negative = {weight:g}"
         )
     if algorithm.llds_coefficient:
         yield (

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est
 
 from zerosearch.training.advantages import generalised
-from zerosearch.training.verl.translate import REINFORCE
+from zerosearch.training.verl.translate import ESTIMATORS, REINFORCE
 
 
 @register_adv_est(REINFORCE["none"])
@@ -32,3 +33,24 @@ def reinforce_batch(
     found, returns = reinforce(token_level_rewards, response_mask, config)
     baseline = (token_level_rewards * own).sum(-1)[own.any(-1)].mean()
     return torch.where(own, found - baseline, 0.0), returns
+
+
+@register_adv_est(ESTIMATORS["reinforce_positive"])
+def reinforce_positive(
+    token_level_rewards: Tensor, response_mask: Tensor, index: Any, **others: Any
+) -> tuple[Tensor, Tensor]:
+    """Advantages (B, L), twice: what an episode's reward is above the mean of its group, 0 where it is not.
+
+    index: (B,), an array of what names the group of each episode. See `reinforce`.
+    """
+    own = response_mask.bool()
+    rewards_B = (token_level_rewards * own).sum(-1)
+    played_B = own.any(-1)
+    groups_B = torch.from_numpy(np.unique(index, return_inverse=True)[1])
+    totals_G, counts_G = (
+        torch.zeros(len(groups_B), dtype=rewards_B.dtype).index_add_(0, groups_B, each)
+        for each in (rewards_B, played_B.to(rewards_B.dtype))
+    )
+    means_B = (totals_G / counts_G.clamp(min=1))[groups_B]
+    found = torch.where(own, (rewards_B - means_B).clamp(min=0)[:, None], 0.0)
+    return found, found

@@ -19,12 +19,16 @@ Keys = dict[str, object]
 GROUPS = ("model_engine",)
 """Keys that choose a file of verl's configuration, and are no part of it."""
 REINFORCE = {"none": "zerosearch_reinforce", "batch": "zerosearch_reinforce_batch"}
-"""Estimators that verl lacks, by `algorithm.baseline`; `estimators` registers them."""
+"""verl's names for REINFORCE's estimators by `algorithm.baseline`, and for those of the other types.
+
+Those that verl lacks are called zerosearch; `estimators` registers them.
+"""
 ESTIMATORS = {
     "grpo": "grpo",
     "dr_grpo": "grpo",
     "gspo": "grpo",
     "ppo": "gae",
+    "reinforce_positive": "zerosearch_reinforce_positive",
     "reinforce_plus_plus": "reinforce_plus_plus",
     "reinforce_plus_plus_baseline": "reinforce_plus_plus_baseline",
     "rloo": "rloo",
@@ -99,7 +103,7 @@ def _model(recipe: Recipe) -> Keys:
     }
     if cpu:
         keys[f"{MODEL}.override_config.attn_implementation"] = "sdpa"
-    if _estimator(recipe) in REINFORCE.values():
+    if _estimator(recipe).startswith("zerosearch"):
         keys[f"{MODEL}.external_lib"] = "zerosearch.training.verl.estimators"
     return keys | (_lora(recipe) if recipe.lora.rank else {})
 
