@@ -11,8 +11,15 @@ from pydantic import Field, model_validator
 from zerosearch.training.recipe_section import Count, NonNegativeFloat, Positive, PositiveFloat, Section, Share
 
 Type = Literal[
-    *("reinforce", "reinforce_positive", "reinforce_plus_plus", "reinforce_plus_plus_baseline"),
-    *("rloo", "grpo", "dr_grpo", "gspo", "ppo"),
+    "reinforce",
+    "reinforce_positive",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "rloo",
+    "grpo",
+    "dr_grpo",
+    "gspo",
+    "ppo",
 ]
 Estimator = Literal["none", "batch", "group", "leave_one_out", "critic"]
 ADAMW_BETAS = (0.9, 0.999)
