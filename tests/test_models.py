@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from zerosearch.errors import UserError
 from zerosearch.inference.models import load_model, load_tokenizer
@@ -66,3 +67,23 @@ def test_a_folder_without_a_fast_tokenizers_file_is_a_model_too(tmp_path: Path) 
     folder = tiny.folder(tmp_path / "model")
     (folder / "tokenizer.json").unlink()
     assert load_model(str(folder)).config.hidden_size == 48
+
+
+PRODUCTS_OF_EVER_NEW_LENGTHS = """
+import torch
+from zerosearch.inference.models import PRODUCTS, arrange_memory
+
+arrange_memory()
+weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(32, 32), 32)
+for rows in [*range(1, PRODUCTS + 2), PRODUCTS + 1, 1]:
+    torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 32), weight, None, "none", [], "")
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="products are not oneDNN's here")
+def test_the_code_of_products_that_do_not_come_again_is_forgotten() -> None:
+    line, given = [sys.executable, "-c", PRODUCTS_OF_EVER_NEW_LENGTHS], os.environ | {"ONEDNN_VERBOSE": "2"}
+    ended = subprocess.run(line, env=given, capture_output=True, text=True, timeout=120, check=True)
+    created = [text for text in ended.stdout.splitlines() if "create:" in text]
+    assert "cache_hit" in created[-2], "the latest is kept"
+    assert "cache_miss" in created[-1], "the first is not"

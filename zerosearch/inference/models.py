@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import os
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
+
+PRODUCTS = 128
+"""An update needs some twenty, a step of sampling five. oneDNN's own 1,024 fill with lengths that do not come again: 16
+MiB for each that the embedded model learned from."""
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 
@@ -68,12 +73,14 @@ def _drop_nothing(config: "PretrainedConfig") -> None:
             setattr(config, name, type(value)())
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next tensors.
+def arrange_memory() -> None:
+    """Let the C library keep what is freed for the next tensors, and oneDNN the code of `PRODUCTS` at most.
 
-    It would give each large block back to the system and ask for it again, and every page of 4 KiB that comes back
-    is filled with zeros first. `release_memory` gives back what was kept.
+    The C library would give each large block back to the system and ask for it again, and every page of 4 KiB that
+    comes back is filled with zeros first. `release_memory` gives back what was kept. oneDNN has a product's code for
+    each number of rows; it reads the limit when it makes its first product.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS))
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         libc = ctypes.CDLL("libc.so.6")
         for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):

@@ -18,9 +18,9 @@ from zerosearch.errors import RunError, UserError
 from zerosearch.inference.decoder import unknown
 from zerosearch.inference.local import BatchSampler, Lane
 from zerosearch.inference.models import (
+    arrange_memory,
     compute_dtype,
     device,
-    keep_freed_memory,
     load_model,
     load_tokenizer,
     release_memory,
@@ -110,7 +110,7 @@ class Run:
         training = self.recipe.training
         check_device(self.recipe)
         check_engines(self.recipe)
-        keep_freed_memory()
+        arrange_memory()
         torch.set_num_threads(training.threads or torch.get_num_threads())
         torch.use_deterministic_algorithms(training.deterministic)
         self.lane = Lane()
