@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
@@ -172,6 +173,22 @@ def test_a_chat_model_behind_a_server_judges_and_what_it_leaves_open_is_counted(
     assert summary["agreement"]["llm, containment"]["pages"] == useful
     assert all(each.noise == each.verdicts["llm"] for each in judged)
     assert "127.0.0.1" not in (tmp_path / "judged.summary.json").read_text()
+
+
+def test_a_page_that_the_server_refuses_has_no_verdict_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reply(messages: list[dict[str, str]]) -> str:
+        if "nobody" in messages[-1]["content"]:
+            raise HTTPException(400, "longer than the context of 4096 tokens")
+        return "Verdict: yes"
+
+    data, out = written(tmp_path / "turns.jsonl", made(20)), tmp_path / "judged.jsonl"
+    with TalkingServer(reply) as server:
+        summary = stage.judge(data, out, ["llm"], model="m", url=[server.url], live=False)
+    refused = sum("nobody" in each.documents[0].text for each in read_turns(out))
+    assert summary["labels"]["llm"] == {"useful": 20 - refused, "noisy": 0, "none": refused} and 0 < refused < 20
+    assert "no verdict on the page of 'Silver Anchor founder'" in caplog.text and "4096 tokens" in caplog.text
 
 
 def test_judging_goes_on_where_it_was_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

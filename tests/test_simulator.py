@@ -297,6 +297,12 @@ def counted(chat: Writer, noise: float, queries: Sequence[str], question: Questi
     return {name.removeprefix("simulator/"): value for name, value in engine.counters().items()}
 
 
+def test_searches_without_end_are_counted_in_so_many_turns() -> None:
+    counts = counted(Writer(*["Doc 1: Alice Turner."] * 200), 0.0, ["silver anchor"] * 200)
+    assert counts["pages"] == 200 and counts["turn_32/pages"] == 169
+    assert "turn_33/pages" not in counts
+
+
 def test_useful_pages_are_counted() -> None:
     chat = Writer(
         "Doc 1: Alice Turner.\nDoc 2: b\nDoc 3: c",

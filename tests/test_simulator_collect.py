@@ -92,6 +92,15 @@ def test_a_search_that_failed_is_no_turn() -> None:
     assert engine.take(Trajectory(question, sample=1)) == []
 
 
+def test_an_episode_that_a_failed_search_broke_off_says_nothing_of_the_pages_before() -> None:
+    question = Question("1", "Who?", ("Alice",), "d")
+    for ending, right in (("search_failed", None), ("no_answer", False)):
+        engine = RecordingEngine(Engine(Document("", "x")))
+        asyncio.run(engine.search(SearchRequest("q", question, 3)))
+        [turn] = engine.take(Trajectory(question, ending=ending))
+        assert turn.right is right
+
+
 # A chat model as the agent
 
 

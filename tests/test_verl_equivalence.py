@@ -19,10 +19,15 @@ from zerosearch.training.verl import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("lively")]
 
-ONE_STEP = ["training.steps=1", "algorithm.epochs=2"]  # the divergence has a gradient from the second update on
+ONE_STEP = [
+    "training.steps=1",
+    "training.warmup_steps=0",
+    "algorithm.epochs=2",
+]  # the divergence has a gradient from the second update on
 WHOLE = 'verl.overrides.actor_rollout_ref.actor.checkpoint.save_contents=["model","optimizer","extra","hf_model"]'
 ALGORITHMS = {
-    "grpo": ["algorithm.kl_coefficient=0.5"],
+    "grpo": ["algorithm.type=grpo", "algorithm.kl_coefficient=0.5"],
+    "reinforce_positive": ["algorithm.type=reinforce_positive"],
     "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus", "algorithm.kl_coefficient=0.1"],
     "ppo": ["algorithm.type=ppo", "algorithm.kl_coefficient=0.1", "algorithm.critic.learning_rate=1e-3"],
 }

@@ -22,6 +22,7 @@ ON_VERL = [
     "verl.time_limit=240",
     "training.threads=0",
     "training.deterministic=false",
+    "algorithm.type=grpo",
     "report.live=false",
     "report.examples=0",
 ]

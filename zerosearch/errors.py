@@ -13,6 +13,10 @@ class Unavailable(RunError):
     """What every page needs is not there: the run ends at once, whatever share of failures it allows."""
 
 
+class Refused(RunError):
+    """A server refused one request, one that is too long, for instance; it may take others."""
+
+
 def install(*extras: str) -> str:
     """How a sentence tells to install extras: PyPI's `zerosearch` is another project, so from the clone."""
     return f'pip install -e ".[{",".join(extras)}]" in the clone'

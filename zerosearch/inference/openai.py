@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from zerosearch import calls
 from zerosearch.draws import seed_for
-from zerosearch.errors import RunError, Unavailable, UserError
+from zerosearch.errors import Refused, RunError, Unavailable, UserError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.endpoints import Endpoint, Endpoints
 
@@ -238,7 +238,7 @@ class OpenAIChat:
         refusal = f"The server at {server.name} refused the request for model '{self.name}': {said}"
         if status == 404:
             return Unavailable(f"{refusal}; correct the model's name or the address, which mostly ends in /v1.")
-        return RunError(f"{refusal}.")
+        return Refused(f"{refusal}.")
 
     def _said(self, error: "APIStatusError") -> str:
         """The server's words in one line, cut, without the key and without signs that a terminal obeys."""

@@ -77,10 +77,13 @@ class Desk:
             raise HTTPException(503, f"{self._under_way} searches are under way: ask again later", {"Retry-After": "5"})
         self._under_way += len(requests)
         self._metrics.under_way.set(self._under_way)
+        seconds = self._timeout * len(requests)  # an engine may make one page after the other
+        searches = [asyncio.create_task(self._page(request, seconds)) for request in requests]
         try:
-            seconds = self._timeout * len(requests)  # an engine may make one page after the other
-            outcomes = await asyncio.gather(*[self._page(request, seconds) for request in requests])
+            outcomes = await asyncio.gather(*searches)
         finally:
+            for search in searches:
+                search.cancel()  # where another one broke the request off
             self._under_way -= len(requests)
             self._metrics.under_way.set(self._under_way)
         failures = [outcome for outcome in outcomes if isinstance(outcome, HTTPException)]

@@ -3,11 +3,13 @@
 The paper labelled by the outcome of the trajectory in its first version and by an LLM judge since (arXiv 2505.04588).
 """
 
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from zerosearch.draws import seed_for
+from zerosearch.errors import Refused
 from zerosearch.inference.chat import ChatModel, ChatRequest, Message, without_thought
 from zerosearch.search.engine import Noise
 from zerosearch.simulation.hops import answers_for
@@ -26,6 +28,8 @@ INSTRUCTION = (
     "You may reason briefly. End with one line, either `Verdict: yes` or `Verdict: no`."
 )
 REASONING_TOKENS = 256
+
+_log = logging.getLogger(__name__)
 
 _VERDICT = re.compile(r"^\W*verdict\W+(yes|no)\W*$", re.IGNORECASE | re.MULTILINE)
 _BARE = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
@@ -52,7 +56,7 @@ async def judge_outcome(turn: SearchTurn) -> Noise | None:
 class ChatJudge:
     """A chat model that says whether the documents suffice to answer the query.
 
-    A reply without one clear verdict is none, and is counted as such.
+    A reply without one clear verdict is none, and is counted as such; so is a page that the model's server refuses.
 
     Raises:
         RunError: the model cannot be reached.
@@ -62,14 +66,17 @@ class ChatJudge:
         self._chat, self._seed = chat, seed
 
     async def __call__(self, turn: SearchTurn) -> Noise | None:
-        reply = await self._chat.chat(
-            ChatRequest(
-                judge_messages(turn),
-                REASONING_TOKENS,
-                temperature=0.0,
-                seed=seed_for(self._seed, "judge", *turn.key, turn.query),
-            )
+        request = ChatRequest(
+            judge_messages(turn),
+            REASONING_TOKENS,
+            temperature=0.0,
+            seed=seed_for(self._seed, "judge", *turn.key, turn.query),
         )
+        try:
+            reply = await self._chat.chat(request)
+        except Refused as refusal:
+            _log.warning("no verdict on the page of '%s': %s", " ".join(turn.query.split())[:80], refusal)
+            return None
         return parse_verdict(reply)
 
 

@@ -157,6 +157,10 @@ class Draft:
     error: str = ""
 
 
+LAST_TURN = 31
+"""Later turns are counted with this one, so that a server of endless searches keeps as many counts."""
+
+
 class PageCounts:
     """Counts a simulator's pages by turn: what was asked for, what came, and what it holds.
 
@@ -177,7 +181,7 @@ class PageCounts:
         documents = [each.document for each in shown]
         noisy = sum(noise_of(label) == "noisy" for label in labels)
         told = written and "useful" in labels and bool(wanted.asked)
-        counts = self._turns.setdefault(turn, defaultdict(float))
+        counts = self._turns.setdefault(min(turn, LAST_TURN), defaultdict(float))
         amounts: dict[str, float] = {
             "pages": 1,
             "errors": not written,

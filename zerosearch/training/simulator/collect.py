@@ -52,9 +52,13 @@ class RecordingEngine:
         return page
 
     def take(self, trajectory: Trajectory) -> list[SearchTurn]:
-        """The turns of an episode that has ended, with how it ended; they are not kept any longer."""
+        """The turns of an episode that has ended, with how it ended; they are not kept any longer.
+
+        An episode that a failed search broke off says nothing of the pages before.
+        """
         found = self._turns.pop((trajectory.question, trajectory.sample), [])
-        return [replace(turn, right=ended_right(trajectory)) for turn in found]
+        right = None if trajectory.ending == "search_failed" else ended_right(trajectory)
+        return [replace(turn, right=right) for turn in found]
 
 
 def ended_right(trajectory: Trajectory) -> bool:

@@ -136,8 +136,11 @@ class Memory:
 
     @property
     def learning(self) -> float:
-        """While a micro-batch is learned from; the critic learns at another time than the policy."""
-        return self.resident + self.gradients + self.activations
+        """While a micro-batch is learned from; the critic, which has no adapters, learns at another time than the policy.
+
+        Its part is its weights and their two moments, and its gradients are as large as its weights.
+        """
+        return self.resident + max(self.gradients, self.critic / 3) + self.activations
 
 
 def memory(recipe: Recipe, policy: Shape) -> Memory:
