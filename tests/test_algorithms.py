@@ -375,6 +375,13 @@ def test_likelihood_is_kept_only_where_a_good_turn_became_less_likely() -> None:
     assert losses[1] - losses[0] == pytest.approx(0.2 * 1.25)
 
 
+def test_a_failure_that_weighs_nothing_is_not_kept_likely() -> None:
+    made = recipe("reinforce_positive", "algorithm.kl_coefficient=0", "algorithm.llds_coefficient=0.2")
+    [lesson] = judged(lessons([group([1.0, 0.0], [3, 4])]), made.algorithm)
+    for episode, kept in zip(lesson.episodes, (True, False), strict=True):
+        assert bool(fallen(episode.old_W - 1, episode).any()) is kept
+
+
 @given(st.floats(1.5, 5), st.floats(0.1, 20), st.floats(-3, 3))
 def test_dual_clip_bounds_the_loss_of_bad_tokens_only(bound: float, ratio: float, advantage: float) -> None:
     assume(abs(ratio - bound) > 1e-3)

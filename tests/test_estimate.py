@@ -122,6 +122,14 @@ def test_adapters_are_as_large_as_those_that_are_trained(tmp_path: Path) -> None
     assert parts.weights == 4 * (shape.parameters + shape.adapters(4))
 
 
+def test_a_critic_is_learned_whole_beside_a_policy_of_adapters(tmp_path: Path) -> None:
+    _, shape = small(tmp_path)
+    recipe = load_recipe("one-node", ["verl.gpus_per_node=1", "lora.rank=4", "algorithm.type=ppo"])
+    parts = memory(recipe, shape)
+    assert parts.critic == 12 * shape.parameters
+    assert parts.learning == parts.resident + 4 * shape.parameters + parts.activations
+
+
 def test_keys_and_values_are_as_large_as_a_models_cache(tmp_path: Path) -> None:
     model, shape = small(tmp_path)
     cache = model.to(torch.bfloat16)(torch.zeros(1, 10, dtype=torch.long), use_cache=True).past_key_values

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from search_servers import app
-from servers import Answer, Running, Scripted
+from servers import Answer, Engine, Running, Scripted
 from talking_server import TalkingServer
 from whole_runs import SMALL
 

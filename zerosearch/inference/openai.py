@@ -242,7 +242,8 @@ class OpenAIChat:
 
     def _said(self, error: "APIStatusError") -> str:
         """The server's words in one line, cut, without the key and without signs that a terminal obeys."""
-        message = error.body.get("message") if isinstance(error.body, Mapping) else None
+        body = error.body if isinstance(error.body, Mapping) else {}
+        message = body.get("message") or body.get("detail")
         words = " ".join(str(message or error.message).split())
         plain = "".join(sign for sign in words if sign.isprintable())
         return (plain.replace(self._key, "…") if self._key else plain)[:300]

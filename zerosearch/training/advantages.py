@@ -58,7 +58,7 @@ def token_advantages(
     The reward of an episode comes at its last token; the divergence is taken off at each. Estimators that compare
     within groups see an episode's sum; the others see, at each token, what comes from there on. Those that are below
     zero, after whitening where it is on, weigh `algorithm.negative` (successes and failures apart: Zhu et al. 2025,
-    arXiv 2506.01347).
+    arXiv 2506.01347); at 0 they become -0.0.
     """
     rewards_W = torch.zeros(experience.tokens, dtype=torch.float64)
     rewards_W[experience.lengths_E.cumsum(0) - 1] = experience.rewards_E

@@ -97,11 +97,11 @@ def fallen(log_probs_W: Tensor, experience: Experience) -> Tensor:
     """By how much the tokens (W,) of good turns became less likely, in nats (LLDS, arXiv 2512.04220).
 
     Only of turns that as a whole became less likely, only their tokens that did, only where the advantage is not
-    negative.
+    negative; one that weighs nothing is -0.0, and negative still.
     """
     fall_W = experience.old_W - log_probs_W
     gate_W = (sums(fall_W.detach(), experience.turns_N) > 0).repeat_interleave(experience.turns_N)
-    return fall_W.clamp(min=0) * (gate_W & (experience.advantages_W >= 0))
+    return fall_W.clamp(min=0) * (gate_W & ~torch.signbit(experience.advantages_W))
 
 
 def importance_weights(experience: Experience, algorithm: Algorithm) -> Tensor:

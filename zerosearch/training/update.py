@@ -18,8 +18,6 @@ from zerosearch.training.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-POLICY_FIGURES = ("kl", "clip_fraction", "ratio_deviation", "entropy")
-
 
 def update_policy(
     policy: "PreTrainedModel",
@@ -31,6 +29,8 @@ def update_policy(
     whole: Sequence[Lesson] | None = None,
 ) -> dict[str, float]:
     """Take `algorithm.epochs` passes of `algorithm.mini_batches` optimiser steps and return their figures.
+
+    The figures are means over the tokens that are learned from; where there are none, only the gradient's norm is told.
 
     What a token weighs depends on the whole step's tokens, not on its mini-batch or micro-batch: a small mini-batch
     is a small step. Observation and prompt tokens are read but never scored. between: called before each micro-batch.
@@ -44,7 +44,7 @@ def update_policy(
 
     counted = taught if whole is None else whole
     figures, norm = _descend(policy, optimizer, taught, counted, recipe, algorithm.aggregation, loss, between)
-    return dict.fromkeys(POLICY_FIGURES, 0.0) | figures | {"gradient_norm": norm}
+    return figures | {"gradient_norm": norm}
 
 
 def update_critic(

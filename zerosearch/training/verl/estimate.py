@@ -136,9 +136,9 @@ class Memory:
 
     @property
     def learning(self) -> float:
-        """While a micro-batch is learned from; the critic, which has no adapters, learns at another time than the policy.
+        """While a micro-batch is learned from; the critic learns at another time than the policy.
 
-        Its part is its weights and their two moments, and its gradients are as large as its weights.
+        Its part is its weights, all of them learned, and their two moments; gradients are as large as the weights.
         """
         return self.resident + max(self.gradients, self.critic / 3) + self.activations
 
