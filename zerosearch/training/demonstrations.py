@@ -121,14 +121,14 @@ def _left(question: Question, index: int) -> str:
         f"the {hop.relation}" if hop.subject in known else f"the {hop.relation} of {hop.subject}"
         for hop in question.hops[index + 1 :]
     )
-    return "".join(f"; then {each}" for each in wanted)
+    return "".join(f", then {each}" for each in wanted)
 
 
 def _asked_of_one(question: Question) -> str:
     """What a comparison looks up after its candidates, of the one that has what the question says."""
     last = question.hops[-1]
     meant = next(hop for hop in question.hops if hop.subject == last.subject)
-    return f"; then the {last.relation} of the one with {meant.answers[0]}"
+    return f", then the {last.relation} of the one with {meant.answers[0]}"
 
 
 def _compares(question: Question) -> bool:
