@@ -446,4 +446,4 @@ def test_rows_of_a_run_have_its_health(model: Path, tmp_path: Path) -> None:
         assert 0 < row["ratio_min"] <= 1 <= row["ratio_max"]
         assert max(row["ratio_max"] - 1, 1 - row["ratio_min"]) >= row["ratio_deviation"]
         assert row["searches"] == pytest.approx(sum(v for n, v in row.items() if n.startswith("searches/turn_")))
-        assert {"kl", "entropy", "clip_fraction", "gradient_norm", "repetition", "policy_tokens_max"} <= row.keys()
+        assert {"entropy", "clip_fraction", "gradient_norm", "repetition", "policy_tokens_max"} <= row.keys()

@@ -50,7 +50,7 @@ def test_every_type_learns_from_groups(kind: str, parts: list[str], start: Path)
     assert all(parameter.grad is None for parameter in learner.policy.parameters())
     assert (learner.critic is not None) is (kind == "ppo") is ("value_error" in figures)
     assert ("importance_weight" in figures) is bool(parts)
-    assert learner.learn(some_groups(1), step=2)["kl"] != 0 or not parts
+    assert bool(learner.learn(some_groups(1), step=2).get("kl")) is bool(parts)
 
 
 def test_recomputing_starts_the_ratio_at_one(start: Path) -> None:
