@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-import torch
 
 from zerosearch.errors import UserError
 from zerosearch.inference.models import load_model, load_tokenizer
@@ -80,7 +79,6 @@ for rows in [*range(1, PRODUCTS + 2), PRODUCTS + 1, 1]:
 """
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="products are not oneDNN's here")
 def test_the_code_of_products_that_do_not_come_again_is_forgotten() -> None:
     line, given = [sys.executable, "-c", PRODUCTS_OF_EVER_NEW_LENGTHS], os.environ | {"ONEDNN_VERBOSE": "2"}
     ended = subprocess.run(line, env=given, capture_output=True, text=True, timeout=120, check=True)
