@@ -219,6 +219,26 @@ def test_a_failed_search_is_an_error_with_a_sentence_and_never_an_empty_page() -
         assert ask(server).status_code == 200
 
 
+def test_a_request_that_a_defect_ends_leaves_no_search_behind() -> None:
+    given_up = threading.Event()
+
+    class Defective(Engine):
+        async def find(self, request: SearchRequest) -> Page:
+            if request.query == "defect":
+                await asyncio.sleep(0.1)
+                raise ValueError
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                given_up.set()
+                raise
+            return Page(())
+
+    with Running(app(Defective())) as server:
+        assert ask(server, queries=["fog", "defect"]).status_code == 500
+        assert given_up.wait(5)
+
+
 def test_a_page_may_wait_for_those_before_it_in_its_request() -> None:
     class Slow:
         name = "slow"
