@@ -138,7 +138,7 @@ class Memory:
     def learning(self) -> float:
         """While a micro-batch is learned from; the critic learns at another time than the policy.
 
-        Its part is its weights, all of them learned, and their two moments; gradients are as large as the weights.
+        The critic has no adapters: it holds weights, two moments, and while it learns gradients, all of one size.
         """
         return self.resident + max(self.gradients, self.critic / 3) + self.activations
 

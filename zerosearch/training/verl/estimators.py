@@ -46,9 +46,9 @@ def reinforce_positive(
     own = response_mask.bool()
     rewards_B = (token_level_rewards * own).sum(-1)
     played_B = own.any(-1)
-    groups_B = torch.from_numpy(np.unique(index, return_inverse=True)[1])
+    groups_B = torch.from_numpy(np.unique(index, return_inverse=True)[1]).to(rewards_B.device)
     totals_G, counts_G = (
-        torch.zeros(len(groups_B), dtype=rewards_B.dtype).index_add_(0, groups_B, each)
+        torch.zeros_like(rewards_B).index_add_(0, groups_B, each)
         for each in (rewards_B, played_B.to(rewards_B.dtype))
     )
     means_B = (totals_G / counts_G.clamp(min=1))[groups_B]

@@ -19,10 +19,7 @@ Keys = dict[str, object]
 GROUPS = ("model_engine",)
 """Keys that choose a file of verl's configuration, and are no part of it."""
 REINFORCE = {"none": "zerosearch_reinforce", "batch": "zerosearch_reinforce_batch"}
-"""verl's names for REINFORCE's estimators by `algorithm.baseline`, and for those of the other types.
-
-Those that verl lacks are called zerosearch; `estimators` registers them.
-"""
+"""REINFORCE's estimators that verl lacks, by `algorithm.baseline`."""
 ESTIMATORS = {
     "grpo": "grpo",
     "dr_grpo": "grpo",
@@ -33,6 +30,9 @@ ESTIMATORS = {
     "reinforce_plus_plus_baseline": "reinforce_plus_plus_baseline",
     "rloo": "rloo",
 }
+"""Those of the other types."""
+OWN = "zerosearch_"
+"""How the names of estimators begin that `estimators` registers, since verl lacks them."""
 AGGREGATIONS = {
     "token_mean": "token-mean",
     "sequence_mean": "seq-mean-token-mean",
@@ -103,7 +103,7 @@ def _model(recipe: Recipe) -> Keys:
     }
     if cpu:
         keys[f"{MODEL}.override_config.attn_implementation"] = "sdpa"
-    if _estimator(recipe).startswith("zerosearch"):
+    if _estimator(recipe).startswith(OWN):
         keys[f"{MODEL}.external_lib"] = "zerosearch.training.verl.estimators"
     return keys | (_lora(recipe) if recipe.lora.rank else {})
 
