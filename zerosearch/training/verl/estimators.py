@@ -48,8 +48,7 @@ def reinforce_positive(
     played_B = own.any(-1)
     groups_B = torch.from_numpy(np.unique(index, return_inverse=True)[1]).to(rewards_B.device)
     totals_G, counts_G = (
-        torch.zeros_like(rewards_B).index_add_(0, groups_B, each)
-        for each in (rewards_B, played_B.to(rewards_B.dtype))
+        torch.zeros_like(rewards_B).index_add_(0, groups_B, each) for each in (rewards_B, played_B.to(rewards_B.dtype))
     )
     means_B = (totals_G / counts_G.clamp(min=1))[groups_B]
     found = torch.where(own, (rewards_B - means_B).clamp(min=0)[:, None], 0.0)
