@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zerosearch.agent.trajectory import Search, Trajectory
 from zerosearch.data import Question
 from zerosearch.errors import RunError
-from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe import Balance, Recipe
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 
@@ -41,7 +41,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def run(player: Player, order: QuestionOrder, made: Recipe, step: int = 5) -> list[Group]:
-    return asyncio.run(run_groups(player, order, made, step))  # type: ignore[arg-type]
+    return asyncio.run(run_groups(player, order, made, step))
 
 
 @given(st.integers(0, 5), st.integers(0, 40))
@@ -70,6 +70,27 @@ def test_every_part_of_a_round_holds_each_family_by_its_share(seed: int, sizes: 
         for one, share in zip(sizes, asked, strict=True):
             for other, other_share in zip(sizes, asked, strict=True):
                 assert abs(share - other_share) <= 1 / one + 1 / other
+
+
+@given(st.sampled_from(["kind", "data_set"]), st.integers(0, 5), st.integers(0, 40))
+def test_a_balanced_order_draws_each_kind_or_data_set_as_often_as_the_others(
+    balance: Balance, seed: int, position: int
+) -> None:
+    sizes = {"comparison": 7, "one_hop": 2, "two_hop": 4}
+    questions = [
+        Question(f"{name} {n}", "Who?", ("Alice",), **{"data_set": "d", balance: name})  # type: ignore[arg-type]
+        for name, size in sizes.items()
+        for n in range(size)
+    ]
+    whole = QuestionOrder(questions, seed, balance=balance)
+    drawn = [whole.draw() for _ in range(60)]
+    for start in range(0, 60, 3):
+        assert sorted(getattr(question, balance) for question in drawn[start : start + 3]) == list(sizes)
+    for name, size in sizes.items():
+        own = [question.id for question in drawn if getattr(question, balance) == name]
+        assert {own.count(each) for each in own[: size * (20 // size)]} <= {20 // size, 20 // size + 1}
+    resumed = QuestionOrder(questions, seed, position, balance)
+    assert [resumed.draw() for _ in range(60 - position)] == drawn[position:]
 
 
 def test_a_group_is_the_samples_of_one_question_in_order() -> None:

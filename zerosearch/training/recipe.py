@@ -28,6 +28,7 @@ from zerosearch.training.recipe_section import (
 )
 from zerosearch.training.recipe_verl import Verl
 
+Balance = Literal["none", "kind", "data_set"]
 LATER_SEARCH_TYPES = ("dense",)
 FETCHING = ("timeout", "retries", "outage", "cache", "offline")
 """Keys of `simulation` that, with the addresses, say how pages are fetched, and not what they are."""
@@ -71,6 +72,9 @@ class Data(Section):
     """Training questions used, the same for every seed; 0 = all."""
     test_limit: Count = 0
     """Test questions evaluated, spread over the families; 0 = all."""
+    balance: Balance = "none"
+    """What comes equally often in training: `kind` or `data_set`, whose rare ones then repeat sooner; `none`: each
+    question."""
 
 
 class Mixed(Section):

@@ -11,7 +11,7 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
 from zerosearch.evaluation.benchmark import check_failures
 from zerosearch.training.advantages import has_spread
-from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe import Balance, Recipe
 from zerosearch.training.rewards import rewarded
 
 
@@ -49,33 +49,42 @@ class QuestionOrder:
     """Goes through the questions again and again, each time in another order, its families spread evenly over it.
 
     A step of few questions then holds the kinds in the same shares as the next one, and their rewards compare.
-    `position`, the number of questions drawn so far, and the seed determine all that follows.
+    `position`, the number of questions drawn so far, and the seed determine all that follows. balance: `kind` or
+    `data_set` draws as many questions of each, by turns in a random order, so that a rare one begins again sooner.
     """
 
-    def __init__(self, questions: Sequence[Question], seed: int, position: int = 0):
-        self._questions, self._seed, self.position = list(questions), seed, position
-        self._round = -1
-        self._order: list[Question] = []
+    def __init__(self, questions: Sequence[Question], seed: int, position: int = 0, balance: Balance = "none"):
+        self._seed, self.position = seed, position
+        parts: dict[str, list[Question]] = {}
+        for question in questions:
+            name = {"none": "", "kind": question.kind, "data_set": question.data_set}[balance]
+            parts.setdefault(name, []).append(question)
+        self._parts = dict(sorted(parts.items()))
+        self._orders: dict[str, tuple[int, list[Question]]] = {}
 
     def draw(self) -> Question:
-        size = len(self._questions)
-        if self.position // size != self._round:
-            self._round = self.position // size
-            self._order = self._spread(random.Random(f"order {self._seed} {self._round}"))
-        question = self._order[self.position % size]
+        turn, place = divmod(self.position, len(self._parts))
+        names = list(self._parts)
+        random.Random(f"turn {self._seed} {turn}").shuffle(names)
+        name = names[place]
+        number, place = divmod(turn, len(self._parts[name]))
+        if self._orders.get(name, (-1,))[0] != number:
+            order = f"order {self._seed} {number}" + (f" {name}" if name else "")
+            self._orders[name] = number, _spread(self._parts[name], random.Random(order))
         self.position += 1
-        return question
+        return self._orders[name][1][place]
 
-    def _spread(self, generator: random.Random) -> list[Question]:
-        """The n-th of a family's m questions comes at a random place of the n-th m-th part of the whole."""
-        families: dict[tuple[str, str], list[Question]] = {}
-        for question in self._questions:
-            families.setdefault((question.kind, question.family), []).append(question)
-        places = []
-        for family in families.values():
-            generator.shuffle(family)
-            places += [((n + generator.random()) / len(family), n, question) for n, question in enumerate(family)]
-        return [question for *_, question in sorted(places, key=lambda place: place[:2])]
+
+def _spread(questions: Sequence[Question], generator: random.Random) -> list[Question]:
+    """The n-th of a family's m questions comes at a random place of the n-th m-th part of the whole."""
+    families: dict[tuple[str, str], list[Question]] = {}
+    for question in questions:
+        families.setdefault((question.kind, question.family), []).append(question)
+    places = []
+    for family in families.values():
+        generator.shuffle(family)
+        places += [((n + generator.random()) / len(family), n, question) for n, question in enumerate(family)]
+    return [question for *_, question in sorted(places, key=lambda place: place[:2])]
 
 
 async def run_groups(

@@ -60,7 +60,8 @@ def _take_steps(run: Run, start: str) -> None:
     folder.resume(STAGE, state.step)
     ready = load_beside(found[-1], AHEAD) if found else None
     rollout = Rollout.from_json(ready) if ready else None
-    order = QuestionOrder(run.train_questions, recipe.seed, rollout.position if rollout else state.position)
+    position = rollout.position if rollout else state.position
+    order = QuestionOrder(run.train_questions, recipe.seed, position, recipe.data.balance)
     rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
     with keeping(_kept(state)):
         player = training_player(run, rewards)

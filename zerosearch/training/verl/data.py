@@ -45,7 +45,7 @@ def write_data(recipe: Recipe, folder: Path) -> Written:
     """
     data, training, paths = recipe.data, recipe.training, (folder / "train.parquet", folder / "test.parquet")
     train = load_questions(data.train, "train", data.train_limit)
-    order = QuestionOrder(train.questions, recipe.seed)
+    order = QuestionOrder(train.questions, recipe.seed, balance=data.balance)
     steps = [[order.draw() for _ in range(training.questions_per_step)] for _ in range(training.steps)]
     test = load_questions(data.test, "test", data.test_limit)
     folder.mkdir(parents=True, exist_ok=True)
