@@ -128,6 +128,24 @@ def test_other_ways_to_search_and_to_learn(model: Path, tmp_path: Path, kind: st
     assert any(row.get("kl", 0) > 0 for row in steps) is (kind == "bm25")
 
 
+def test_a_sampler_of_fewer_bits_is_weighed_by_what_the_learner_thinks_of_its_tokens(
+    model: Path, tmp_path: Path
+) -> None:
+    short = [*ONLY_RL, "search.type=bm25", "data.test_limit=1", "training.steps=1", "model.dtype=float32"]
+    mixed = [*short, "model.sampler_dtype=bfloat16"]
+    (same,), (apart,), (weighed,) = (
+        rows(carry_out(model, tmp_path / name, *given))
+        for name, given in {"same": short, "apart": mixed, "weighed": [*mixed, "algorithm.correction=token"]}.items()
+    )
+    assert same["ratio_deviation"] < 1e-4 < apart["ratio_deviation"]
+    assert weighed["importance_weight"] != 1 and weighed["ratio_deviation"] < 1e-4
+    conditions = results(tmp_path / "apart")["systems"]["after RL"]["conditions"]
+    assert conditions["dtype"] == "bfloat16"
+    assert load_file(checkpoints(tmp_path / "apart" / "checkpoints")[-1] / "model.safetensors").popitem()[1].dtype == (
+        torch.float32
+    )
+
+
 def test_no_steps_are_a_run_too(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = carry_out(model, tmp_path / "run", "training.steps=0", *ONLY_RL)
     assert not checkpoints(run / "checkpoints") and "after RL" in results(run)["systems"]

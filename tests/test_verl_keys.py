@@ -28,6 +28,7 @@ TRANSLATED: dict[str, list[str]] = {
     "resume": ["resume=true"],
     "model.name": ["model.name=owner/name"],
     "model.dtype": ["model.dtype=bfloat16"],
+    "model.sampler_dtype": ["model.sampler_dtype=bfloat16"],
     "agent.max_tokens_per_turn": ["agent.max_tokens_per_turn=32"],
     "agent.max_length": ["agent.max_length=2000"],
     "training.steps": ["training.steps=7"],
@@ -157,7 +158,10 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
         **of("simulation.noise", "schedule=linear", "start=0.1", "end=0.9", "base=2.0", "per=document", "share=group"),
         **of("simulation.noise.kinds", "irrelevant=1.0", "near_miss=1.0", "contradicting=1.0"),
     },
-    carried_out.asked: of("data", "train=questions.jsonl", "test=questions.jsonl", "train_limit=5", "test_limit=2"),
+    carried_out.asked: {
+        **of("data", "train=questions.jsonl", "test=questions.jsonl", "train_limit=5", "test_limit=2"),
+        **of("data", "balance=data_set"),
+    },
     carried_out.lost: {"search.failure_threshold": ["training.samples_per_question=2", "search.failure_threshold=0.5"]},
     carried_out.waited_for: {"verl.time_limit": ["verl.time_limit=60"]},
     carried_out.launched: {

@@ -43,6 +43,9 @@ class Model(Section):
     """`chat` (instruct models), `completion` (base models), or a file: a set with a `prompt` column, a saved prompt."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the forward and backward pass; weights stay float32. `auto` takes bfloat16 where it is fast."""
+    sampler_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type in which the policy writes, in training and in tests; `auto`: that of `model.dtype`. Where the two differ,
+    `algorithm.correction` weighs tokens by what learner and sampler think of them."""
     sampler: Literal["local", "vllm"] = "local"
     """What the policy writes with: this package's own sampler, or vLLM in this process, which must be installed."""
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3

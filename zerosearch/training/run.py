@@ -115,7 +115,9 @@ class Run:
         torch.use_deterministic_algorithms(training.deterministic)
         self.lane = Lane()
         self.code = code_conditions()
-        self.dtype = compute_dtype(self.recipe.model.dtype)
+        model = self.recipe.model
+        self.dtype = compute_dtype(model.dtype)
+        self.sampler_dtype = self.dtype if model.sampler_dtype == "auto" else compute_dtype(model.sampler_dtype)
         self._policy: PreTrainedModel | None = None
         self._vllm: VllmSampler | None = None
         self._remote: dict[str, SearchEngine] = {}
@@ -227,14 +229,14 @@ class Run:
             length = max(length, prompt_length(self.recipe, self.tokenizer))
         if self.recipe.model.sampler == "local":
             drafts = self.recipe.model.drafts
-            return lane_sampler(model, self.tokenizer, slots, length, self.lane, self.dtype, drafts)
+            return lane_sampler(model, self.tokenizer, slots, length, self.lane, self.sampler_dtype, drafts)
         if self._vllm:
             self._vllm.take_weights(model)
         else:
             from zerosearch.inference.vllm import VllmSampler
 
             share = self.recipe.model.memory_share
-            self._vllm = VllmSampler(model, self.tokenizer, slots, length, self.lane, self.dtype, share)
+            self._vllm = VllmSampler(model, self.tokenizer, slots, length, self.lane, self.sampler_dtype, share)
         return self._vllm
 
     @property

@@ -286,7 +286,7 @@ def measure(
         step=step,
         max_turns=settings.max_turns,
         sampler=run.sampler_name,
-        dtype=str(run.dtype).removeprefix("torch."),
+        dtype=str(run.sampler_dtype).removeprefix("torch."),
         questions_left_out=len(run.test_set.left_out),
         code=run.code,
         seconds=time.perf_counter() - started,

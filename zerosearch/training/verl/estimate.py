@@ -12,6 +12,7 @@ from zerosearch.simulation.template import Template, load_template
 from zerosearch.training.engines import make_template
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.verl.shape import Shape, shape_of
+from zerosearch.training.verl.translate import sampler_dtype
 
 QUESTION = "Who was the first coach of the team that won the national championship in 1986?"
 """Stands for a question where its length counts."""
@@ -153,7 +154,7 @@ def memory(recipe: Recipe, policy: Shape) -> Memory:
     tokens = verl.micro_batch * longest or max(longest, training.micro_batch_tokens)
     again = training.gradient_checkpointing
     layers = policy.layers * KEPT_BYTES + LAYER_BYTES if again else policy.layers * LAYER_BYTES
-    width = 2 if recipe.model.dtype != "float32" else 4
+    width = 2 if sampler_dtype(recipe) == "bfloat16" else 4
     return Memory(
         weights=held + (learned if rank else 0.0),
         gradients=learned,

@@ -23,7 +23,7 @@ SAID_OTHERWISE = {
     f"{_ROLLOUT}.name": "verl.rollout",
     f"{_ROLLOUT}.n": "training.samples_per_question",
     f"{_ROLLOUT}.temperature": "training.temperature",
-    f"{_ROLLOUT}.dtype": "model.dtype",
+    f"{_ROLLOUT}.dtype": "model.sampler_dtype",
     f"{_ROLLOUT}.full_determinism": "training.deterministic",
     f"{_ROLLOUT}.prompt_length": "agent.max_length",
     f"{_ROLLOUT}.response_length": "agent.max_length",

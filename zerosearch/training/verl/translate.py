@@ -139,7 +139,7 @@ def _rollout(recipe: Recipe, files: Files) -> Keys:
         f"{ROLLOUT}.calculate_log_probs": True,
         f"{ROLLOUT}.seed": recipe.seed,
         f"{ROLLOUT}.full_determinism": recipe.training.deterministic,
-        f"{ROLLOUT}.dtype": dtype(recipe),
+        f"{ROLLOUT}.dtype": sampler_dtype(recipe),
         f"{ROLLOUT}.tensor_model_parallel_size": verl.tensor_parallel,
         f"{ROLLOUT}.gpu_memory_utilization": verl.memory_share,
         f"{ROLLOUT}.free_cache_engine": verl.device == "cuda",
@@ -364,10 +364,14 @@ def _ray(recipe: Recipe) -> Keys:
 
 
 def dtype(recipe: Recipe) -> str:
-    """The type in which the model computes, on both sides."""
+    """The type in which the learner computes, and the sampler where nothing else is said."""
     if recipe.model.dtype != "auto":
         return recipe.model.dtype
     return "bfloat16" if recipe.verl.device == "cuda" else "float32"
+
+
+def sampler_dtype(recipe: Recipe) -> str:
+    return dtype(recipe) if recipe.model.sampler_dtype == "auto" else recipe.model.sampler_dtype
 
 
 def _null(value: object) -> object:
