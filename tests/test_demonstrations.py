@@ -82,18 +82,20 @@ def test_each_fact_is_searched_and_some_in_vain() -> None:
             assert any(holds_answer([Document("", text)], hop.answers) for text in seen)
 
 
-def test_the_first_thought_plans_what_is_looked_up() -> None:
+def test_the_first_thought_says_what_is_wanted_and_plans_what_is_looked_up() -> None:
     for trajectory in demonstrations():
         first = next(segment.text for segment in trajectory.segments if segment.kind == "policy")
         hop = trajectory.question.hops[0]
         wanted = f"the {hop.relation} of {hop.subject}"
         left = "".join(f", then the {hop.relation}" for hop in trajectory.question.hops[1:])
-        begins = f"Look up {wanted}{left}."
+        asked = "".join(f"the {each.relation} of " for each in reversed(trajectory.question.hops)) + hop.subject
+        begins = f"Wanted: {asked}. Look up {wanted}{left}."
         if trajectory.question.kind == "comparison":
             one, other, last = trajectory.question.hops
             (meant,) = one.answers if one.subject == last.subject else other.answers
+            asked = f"the {last.relation} of the one of {one.subject} and {other.subject} with {one.relation} {meant}"
             plan = f"{wanted} and {other.subject}, then the {last.relation} of the one with {meant}"
-            begins = f"Compare {plan}. Candidate 1: {wanted}."
+            begins = f"Wanted: {asked}. Compare {plan}. Candidate 1: {wanted}."
         assert first.startswith(f"<think> {begins} </think>")
 
 
@@ -118,7 +120,8 @@ def test_another_comparison_is_told_fact_by_fact() -> None:
         None,
     )
     assert turns is not None
-    assert turns[0].text.startswith("<think> Look up the birthplace of A, then the birthplace of B. </think>")
+    plan = "Look up the birthplace of A, then the birthplace of B."
+    assert turns[0].text.startswith(f"<think> Wanted: the birthplace of A and the birthplace of B. {plan} </think>")
     known = "The birthplace of A is Rome, then the birthplace of B."
     assert turns[1].text.startswith(f"<think> {known} Look up the birthplace of B. </think>")
     assert turns[2].text == "<think> The birthplace of B is Oslo. </think>\n<answer> no </answer>"

@@ -300,6 +300,21 @@ def test_the_first_epoch_may_take_the_given_order() -> None:
         assert sorted(losses[len(FIXED) :]) == pytest.approx(sorted(costs), rel=1e-3)
 
 
+@pytest.mark.parametrize(("average", "last"), [(0.0, 1), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_the_weights_after_the_last_steps_are_averaged(average: float, last: int) -> None:
+    after: list[list[torch.Tensor]] = []
+    model = tiny.model("qwen2-untied")
+
+    def keep(step: int, loss: float) -> None:
+        after.append([parameter.detach().clone() for parameter in model.parameters()])
+
+    learn(model, FIXED * 4, SupervisedSettings(batch_size=1, learning_rate=1e-2, average=average), keep)
+    assert len(after) == 8
+    for found, *each in zip(model.parameters(), *after[-last:], strict=True):
+        assert torch.allclose(found, torch.stack(each).mean(0), atol=1e-6)
+    assert last == 1 or not torch.allclose(next(model.parameters()), after[-1][0], atol=1e-6)
+
+
 def test_supervised_learning_goes_on_in_whole_batches_for_the_seconds_given() -> None:
     started = time.perf_counter()
     _, losses = taught(seconds=0.5)
@@ -317,7 +332,7 @@ def test_the_rate_follows_the_clock(warmup: float, monkeypatch: pytest.MonkeyPat
     clock = iter(range(0, 1000, 5))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
     settings = SupervisedSettings(seconds=100, batch_size=3, warmup=warmup)
-    rates = list(supervised._rates_by_time(6, settings))
+    rates = [rate for rate, _ in supervised._rates_by_time(6, settings)]
     assert len(rates) == 19 and max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) == round(warmup * 20) - 1
     assert rates[0] == 0.1 and rates[-1] == pytest.approx(0.1 + 0.045 / (1 - warmup))

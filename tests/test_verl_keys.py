@@ -170,7 +170,9 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
         "warm_start.enabled": ["warm_start.enabled=true"],
         "simulation.tuning.enabled": TUNED,
     },
-    carried_out.taught: of("warm_start", "demonstrations=7", "epochs=3", "batch_size=5", "learning_rate=1e-3"),
+    carried_out.taught: of(
+        "warm_start", "demonstrations=7", "epochs=3", "batch_size=5", "learning_rate=1e-3", "average=0.5"
+    ),
     carried_out.tuned: {
         **of("simulation.tuning", "pages=7", "epochs=3", "batch_size=5", "learning_rate=1e-3", needed=TUNED),
         **of("simulation.tuning", "max_tokens=100", "save_every=3", needed=TUNED),

@@ -22,6 +22,8 @@ class SupervisedSettings:
 
     seconds: learn for so long instead of `epochs`, but for one epoch at least; the rate then follows the clock, from
     a tenth and back to it. ordered: the first epoch takes the examples in the given order instead of a random one.
+    average: the result is the mean of the weights after each step of this last share of all, which single examples
+    sway less than the last weights (stochastic weight averaging, Izmailov et al. 2018); not kept by a keeper.
     """
 
     epochs: int = 1
@@ -34,6 +36,7 @@ class SupervisedSettings:
     dtype: torch.dtype = torch.float32
     seconds: float = 0.0
     ordered: bool = False
+    average: float = 0.0
 
 
 class Keeper(Protocol):
@@ -67,8 +70,9 @@ def learn(
     rates = _rates_by_time(len(trees), settings) if settings.seconds else _rates(len(trees), settings)
     steps = enumerate(zip(_batches(trees, settings), rates, strict=False))
     losses = []
+    average = _Average(learned)
     model.train()
-    for index, (batch, rate) in islice(steps, done, None):
+    for index, (batch, (rate, share)) in islice(steps, done, None):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
         wanted = sum(sum(branch.wanted) for tree in batch for branch in tree.branches)
@@ -80,13 +84,35 @@ def learn(
         torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if share >= 1 - settings.average:
+            average.add()
         losses.append(total)
         if keeper is not None:
             keeper.keep(index + 1, optimizer)
         if progress is not None:
             progress(index + 1, total)
+    average.put()
     model.eval()
     return losses
+
+
+class _Average:
+    """The mean of parameters over the times at which they were added."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]):
+        self._parameters, self._means, self._count = parameters, list[torch.Tensor](), 0
+
+    def add(self) -> None:
+        self._count += 1
+        self._means = self._means or [torch.zeros_like(parameter) for parameter in self._parameters]
+        for mean, parameter in zip(self._means, self._parameters, strict=True):
+            mean.lerp_(parameter.detach(), 1 / self._count)
+
+    def put(self) -> None:
+        """Give the parameters their mean; those that were never added stay as they are."""
+        with torch.no_grad():
+            for mean, parameter in zip(self._means, self._parameters, strict=False):
+                parameter.copy_(mean)
 
 
 def _batches(trees: Sequence[Tree], settings: SupervisedSettings) -> Iterator[list[Tree]]:
@@ -98,19 +124,20 @@ def _batches(trees: Sequence[Tree], settings: SupervisedSettings) -> Iterator[li
     return iter(lambda: list(islice(order, settings.batch_size)), [])
 
 
-def _rates(examples: int, settings: SupervisedSettings) -> Iterator[float]:
-    """The learning rate of each step, as a share of the highest."""
+def _rates(examples: int, settings: SupervisedSettings) -> Iterator[tuple[float, float]]:
+    """The learning rate of each step as a share of the highest, and the share of all that is done before it."""
     steps = -(-examples * settings.epochs // settings.batch_size)
     rising = max(1, round(settings.warmup * steps))
     for index in range(steps):
-        yield (index + 1) / rising if index < rising else 1 - 0.9 * (index - rising) / max(1, steps - rising)
+        falling = 1 - 0.9 * (index - rising) / max(1, steps - rising)
+        yield (index + 1) / rising if index < rising else falling, index / steps
 
 
-def _rates_by_time(examples: int, settings: SupervisedSettings) -> Iterator[float]:
+def _rates_by_time(examples: int, settings: SupervisedSettings) -> Iterator[tuple[float, float]]:
     """The same until the time is over and an epoch is done."""
     started, epoch, warmup = time.perf_counter(), -(-examples // settings.batch_size), settings.warmup
     for index in count():
         share = min((time.perf_counter() - started) / settings.seconds, index / epoch)
         if share >= 1:
             return
-        yield max(0.1, share / warmup if share < warmup else 1 - 0.9 * (share - warmup) / (1 - warmup))
+        yield max(0.1, share / warmup if share < warmup else 1 - 0.9 * (share - warmup) / (1 - warmup)), share

@@ -13,6 +13,7 @@ from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Document, Question
+from zerosearch.data.question import Hop
 from zerosearch.errors import UserError
 from zerosearch.inference.packed import Branch, Tree
 from zerosearch.inference.sampler import Sample, SamplingRequest
@@ -85,11 +86,20 @@ def recall(question: Question) -> list[Turn]:
 
 
 def _opening(question: Question) -> str:
-    """A comparison begins with all that it will look up, to keep to it."""
-    if not _compares(question):
-        return ""
-    one, other, _ = question.hops
-    return f"Compare the {one.relation} of {one.subject} and {other.subject}{_asked_of_one(question)}. "
+    """What the question asks for, in the words of the hops, so that how far to go is read from it and is no habit; and
+    all that a comparison looks up."""
+    if _compares(question):
+        one, other, last = question.hops
+        meant, both = _meant(question), f"{one.subject} and {other.subject}"
+        asked = f"the {last.relation} of the one of {both} with {meant.relation} {meant.answers[0]}"
+        return f"Wanted: {asked}. Compare the {one.relation} of {both}{_asked_of_one(question)}. "
+    found: dict[str, str] = {}
+    wanted: list[str] = []
+    for hop in question.hops:
+        inner = found.get(hop.subject)
+        wanted = [each for each in wanted if each != inner] + [f"the {hop.relation} of {inner or hop.subject}"]
+        found |= dict.fromkeys(hop.answers, wanted[-1])
+    return f"Wanted: {' and '.join(wanted)}. "
 
 
 def _wish(question: Question, index: int) -> str:
@@ -126,9 +136,12 @@ def _left(question: Question, index: int) -> str:
 
 def _asked_of_one(question: Question) -> str:
     """What a comparison looks up after its candidates, of the one that has what the question says."""
-    last = question.hops[-1]
-    meant = next(hop for hop in question.hops if hop.subject == last.subject)
-    return f", then the {last.relation} of the one with {meant.answers[0]}"
+    return f", then the {question.hops[-1].relation} of the one with {_meant(question).answers[0]}"
+
+
+def _meant(question: Question) -> Hop:
+    """What the question says of one of a comparison's candidates."""
+    return next(hop for hop in question.hops if hop.subject == question.hops[-1].subject)
 
 
 def _compares(question: Question) -> bool:

@@ -307,6 +307,9 @@ class WarmStart(Section):
     """Demonstrations in one update."""
     learning_rate: PositiveFloat = 2e-5
     """Peak learning rate."""
+    average: Share = 0.0
+    """Share of the updates, the last ones, whose weights are averaged: the order of few demonstrations then says less
+    about what is learned; 0 = the last weights."""
 
 
 class Training(Section):

@@ -205,6 +205,7 @@ def warm_start_settings(run: Run) -> SupervisedSettings:
         micro_batch_tokens=run.recipe.training.micro_batch_tokens,
         dtype=run.dtype,
         ordered=True,
+        average=settings.average,
     )
 
 
