@@ -25,9 +25,8 @@ from zerosearch.simulation.quality import holds_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 10}
-"""Demonstrations of a family by its kind. After fewer of comparisons a small model does not begin them as such, or
-guesses which candidate fits, and guessing earns half of the reward already."""
+SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 5}
+"""Demonstrations of a family by its kind. After fewer of comparisons a small model does not begin them as such."""
 
 
 @dataclass(frozen=True, slots=True)
