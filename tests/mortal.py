@@ -26,6 +26,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "searching": (Simulator, "search"),
     "updating": (torch.optim.AdamW, "step"),
     "checkpointing": (checkpoint, "save_file"),
+    "half a checkpoint": (checkpoint, "save_file"),
     "putting in place": (Path, "replace"),
     "deleting": (shutil, "rmtree"),
     "half a line": (JsonLines, "append"),
@@ -39,6 +40,12 @@ def die() -> None:
 def write_half_a_line(log: JsonLines, *rows: dict[str, Any]) -> None:
     with log.path.open("a") as file:
         file.write('{"stage": "reinfor')
+    die()
+
+
+def write_half_a_checkpoint(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    checkpoint.save_file(tensors, path)
+    os.truncate(path, path.stat().st_size // 2)
     die()
 
 
@@ -67,6 +74,8 @@ def be_mortal(place: str, calls: int, delay: float) -> None:
             sys.stdout.flush()
             if place == "half a line":
                 write_half_a_line(*given)
+            if place == "half a checkpoint":
+                write_half_a_checkpoint(*given)
             if place == "deleting":
                 delete_half(Path(given[0]))
             threading.Timer(delay, die).start() if delay else die()

@@ -152,6 +152,7 @@ CALLS = {
     "searching": 12,
     "updating": 2,
     "checkpointing": 3,
+    "half a checkpoint": 2,
     "putting in place": 4,
     "half a line": 4,
 }
@@ -159,7 +160,7 @@ CALLS = {
 
 
 def deaths(chain: int) -> list[tuple[str, int, float]]:
-    """Ten moments by chance: where, at which call, and how many seconds later."""
+    """Some moments by chance: where, at which call, and how many seconds later."""
     generator = random.Random(chain)
     places = [*CALLS, *generator.sample(sorted(CALLS), 4)]
     generator.shuffle(places)
