@@ -77,6 +77,7 @@ def test_gains_are_paired_and_means_are_of_the_seeds_that_measured_a_system(resu
     assert rows["searches per question"] == ["one hop", "all", "seeds |"]
     assert "| RAG | 1.50 | 1.50 | 1 |" in text
     assert rows["after RL, world-1"][1] == "0.500 ± 0.500"
+    assert rows["after RL, standard deviation"][1:] == ["0.354", "2 |"], "of 1 and 0.5"
     gained = text.split("gained by RL over")[1]
     assert "| after warm start | 0.500 ± 0.500 |" in gained.replace("n/a", "")
     assert "| RAG | 0.500 ± 0.500 |" in gained

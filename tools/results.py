@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Self
 
 from zerosearch.evaluation.results import TRAINED, WARM_START, same_questions
-from zerosearch.evaluation.statistics import Estimate, average_over_seeds, mean_with_error, paired_difference
+from zerosearch.evaluation.statistics import (
+    Estimate,
+    across_seeds,
+    average_over_seeds,
+    mean_with_error,
+    paired_difference,
+)
 from zerosearch.report.results_table import KINDS, Cell, markdown_table
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.seeds import scored
@@ -111,9 +117,12 @@ def markdown(seeds: Sequence[Seed]) -> str:
         return [name, *(f"{each.mean:.2f}" for each in means), str(len(among))]
 
     means = [row(f"**{name}**" if name == TRAINED else name, name, having[name]) for name in systems]
-    single = [
+    single: list[list[Cell]] = [
         row(f"{name}, {seed.name}", name, [seed]) for name in (WARM_START, TRAINED) for seed in having.get(name, [])
     ]
+    if len(trained := having.get(TRAINED, [])) > 1:
+        spread = [across_seeds([seed.f1(TRAINED, kind) for seed in trained]).seed_spread for kind in kinds]
+        single += [[f"{TRAINED}, standard deviation", *(f"{each:.3f}" for each in spread), str(len(trained))]]
     searches = [searched(name, having[name]) for name in systems]
     gained: list[list[Cell]] = [
         [name, *(_gain(name, kind, having[name]) for kind in kinds), str(len(having[name]))]
