@@ -25,7 +25,7 @@ from zerosearch.simulation.quality import holds_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 5}
+SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 7}
 """Demonstrations of a family by its kind. After fewer of comparisons a small model does not begin them as such."""
 
 
