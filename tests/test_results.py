@@ -81,3 +81,14 @@ def test_gains_are_paired_and_means_are_of_the_seeds_that_measured_a_system(resu
     gained = text.split("gained by RL over")[1]
     assert "| after warm start | 0.500 ± 0.500 |" in gained.replace("n/a", "")
     assert "| RAG | 0.500 ± 0.500 |" in gained
+
+
+def test_the_guide_to_reading_a_run_takes_its_ranges_from_the_steps() -> None:
+    figures = load_script("tools/figures.py")
+    table = "| `searches`, `…/turn_<n>` | meaning | old | watch |\n| `kl` | meaning | old | |\n"
+    start = "before\n<!-- figures, column 3 -->\n| figure | | | |\n|---|---|---|---|\n"
+    text = f"{start}{table}<!-- end of figures -->\nafter"
+    steps = [{"searches": 1.25, "searches/turn_1": 1.0}, {"searches": 2.0, "searches/turn_1": 1.0, "kl_b": 1}]
+    rows = "| `searches`, `…/turn_<n>` | meaning | 1.2 to 2; 1 | watch |\n| `kl` | meaning | | |\n"
+    assert figures.filled(text, steps) == text.replace(table, rows)
+    assert len(figures.TABLE.findall(figures.GUIDE.read_text("utf-8"))) == 2
