@@ -31,6 +31,7 @@ from zerosearch.training.simulator.judge import judge
 from zerosearch.training.simulator.score import score_simulator
 from zerosearch.training.simulator.tune import export_lessons, fitting, read_lessons, tune
 from zerosearch.training.source import open_source
+from zerosearch.training.stages import train
 
 ROOM = ["agent.max_length=2000", "agent.max_tokens_per_turn=200", "model.dtype=float32"]
 LORA = "simulation.tuning.lora.rank=2"
@@ -255,3 +256,17 @@ def test_the_embedded_model_learns_to_write_pages_for_real_queries(shared_data: 
     useful, noisy = score.pages["useful"], score.pages["noisy"]
     assert useful.documents.mean > 2.5 and noisy.documents.mean > 2.5
     assert useful.holds_asked.mean > noisy.holds_asked.mean + 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_worlds_simulator_writes_what_is_asked_for(tmp_path: Path) -> None:
+    only_tuning = ["warm_start.enabled=false", "training.steps=0", "report.live=false"]
+    only_tuning += [f"evaluation.{each}=false" for each in ("untrained", "warm_start", "trained")]
+    train(load_recipe("world", [f"output={tmp_path / 'run'}", *only_tuning]))
+    source = open_source("world", [f"simulation.model={tmp_path / 'run' / 'checkpoints' / 'simulator'}"])
+    score = score_simulator(source, tmp_path / "score", queries=200)
+    useful, noisy = score.quality["useful"], score.quality["noisy"]
+    assert useful["hit_rate"] >= 0.9 and noisy["leak_rate"] <= 0.05
+    for quality in (useful, noisy):
+        assert quality["delivered_rate"] >= 0.95 and quality["rewritten_rate"] <= 0.25
