@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from zerosearch.errors import UserError
 from zerosearch.training.advantages import token_advantages
-from zerosearch.training.learner import new_optimizer
+from zerosearch.training.learner import new_optimizer, rate_at
 from zerosearch.training.loss import policy_loss, token_weights
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_algorithm import PRESETS
@@ -190,6 +190,10 @@ def test_every_recipe_of_the_package_can_be_translated(name: str) -> None:
             ["verl.device=cuda", "verl.rollout=vllm", "verl.strategy=megatron", "model.dtype=float32"],
             ["model.dtype", "16 bits"],
         ),
+        (
+            ["verl.device=cuda", "verl.rollout=vllm", "verl.strategy=megatron", "training.final_rate=0.5"],
+            ["training.final_rate is 0.5", "not translated for Megatron"],
+        ),
         (["verl.tensor_parallel=2"], ["verl.tensor_parallel is 2", "divisor"]),
         (["verl.gpus_per_node=3"], ["16 trajectories", "3 copies"]),
         (["verl.micro_batch=3"], ["verl.micro_batch is 3", "divide the 16"]),
@@ -269,11 +273,14 @@ def test_whatever_a_value_is_hydra_reads_the_same(value: object) -> None:
 # The same numbers
 
 
+@pytest.mark.parametrize("final", [1.0, 0.25, 0.0])
 @pytest.mark.parametrize("warmup", [0, 1, 4])
-def test_the_learning_rate_goes_as_the_local_trainers(warmup: int) -> None:
+def test_the_learning_rate_goes_as_the_local_trainers(warmup: int, final: float) -> None:
     from verl.utils.torch_functional import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-    keys = keys_of(*CPU, f"training.warmup_steps={warmup}", "training.learning_rate=0.1")
+    given = [f"training.warmup_steps={warmup}", f"training.final_rate={final}", "training.learning_rate=0.1"]
+    given += ["training.steps=12"]
+    keys, training = keys_of(*CPU, *given), load_recipe("world", given).training
     named = {key.rpartition(".")[2]: value for key, value in keys.items() if key.startswith(f"{ACTOR}.optim.")}
     weight = torch.nn.Parameter(torch.zeros(1))
     optimiser = torch.optim.AdamW([weight], lr=named["lr"])
@@ -287,7 +294,9 @@ def test_the_learning_rate_goes_as_the_local_trainers(warmup: int) -> None:
         rates.append(schedule.get_last_lr()[0])
         optimiser.step()
         schedule.step()
-    assert rates == pytest.approx([0.1 * min(1.0, step / max(1, warmup)) for step in range(1, 13)])
+    assert rates == pytest.approx([rate_at(step, training) for step in range(1, 13)])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True) and rates[-1] == pytest.approx(0.1 * final)
+    assert rates[:warmup] == pytest.approx([0.1 * step / warmup for step in range(1, warmup + 1)])
 
 
 def test_both_trainers_have_the_same_optimiser() -> None:

@@ -37,6 +37,7 @@ TRANSLATED: dict[str, list[str]] = {
     "training.temperature": ["training.temperature=0.9"],
     "training.learning_rate": ["training.learning_rate=1e-4"],
     "training.warmup_steps": ["training.warmup_steps=9"],
+    "training.final_rate": ["training.final_rate=0.1"],
     "training.max_grad_norm": ["training.max_grad_norm=0.5"],
     "training.micro_batch_tokens": ["training.micro_batch_tokens=9999"],
     "training.gradient_checkpointing": ["training.gradient_checkpointing=true"],

@@ -1,5 +1,6 @@
 """What learns in reinforcement: the policy, with the reference and the critic where the algorithm has them."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from zerosearch.training.critic import Critic
 from zerosearch.training.experience import Experience
 from zerosearch.training.lessons import Lesson, episodes_of, filled, judged, lessons, measured, worthwhile
 from zerosearch.training.loss import divergence, importance_weights
-from zerosearch.training.recipe import Recipe
+from zerosearch.training.recipe import Recipe, Training
 from zerosearch.training.recipe_algorithm import ADAMW_BETAS, Algorithm
 from zerosearch.training.rollout import Group
 from zerosearch.training.update import update_critic, update_policy
@@ -64,7 +65,7 @@ class Learner:
         between: what else is to be done, called before each micro-batch.
         """
         recipe, algorithm = self._recipe, self._recipe.algorithm
-        rate = recipe.training.learning_rate * min(1.0, step / max(1, recipe.training.warmup_steps))
+        rate = rate_at(step, recipe.training)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         in_reward = self.kl_coefficient if algorithm.kl_in == "reward" else 0.0
@@ -120,6 +121,16 @@ class Learner:
             figures["value"] = experience.values_W.mean().item()
             figures["explained_variance"] = (1 - missed / spread).item() if spread else 0.0
         return figures
+
+
+def rate_at(step: int, training: Training) -> float:
+    """The learning rate of a step, the first being 1: a linear warm-up, then half a cosine to `final_rate` of the peak
+    (Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts)."""
+    peak, warmup = training.learning_rate, training.warmup_steps
+    if step < warmup:
+        return peak * step / warmup
+    progress = (step - warmup) / max(1, training.steps - warmup)
+    return peak * (training.final_rate + (1 - training.final_rate) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def followed(coefficient: float, kl: float, episodes: int, algorithm: Algorithm) -> float:

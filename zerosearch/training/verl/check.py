@@ -126,6 +126,11 @@ def _machines(recipe: Recipe) -> Iterator[str]:
             yield f'verl.nodes is {verl.nodes}, but verl.device is "cpu", which is for one machine; set verl.nodes = 1'
     elif verl.rollout == "local":
         yield 'verl.rollout is "local", which samples on CPU; set verl.rollout = "vllm" or verl.device = "cpu"'
+    if verl.strategy == "megatron" and recipe.training.final_rate < 1:
+        yield (
+            f"training.final_rate is {recipe.training.final_rate:g}, but its schedule is not translated for Megatron; "
+            'set training.final_rate = 1 or verl.strategy = "fsdp2"'
+        )
     if verl.strategy == "megatron" and recipe.model.dtype == "float32":
         yield (
             'model.dtype is "float32", but Megatron computes in 16 bits; set model.dtype = "bfloat16" or verl.strategy '

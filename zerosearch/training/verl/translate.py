@@ -205,7 +205,7 @@ def _actor(recipe: Recipe) -> Keys:
     keys: Keys = {
         **_engine(recipe, ACTOR),
         **_micro_batches(recipe, ACTOR, "ppo_micro_batch_size_per_gpu"),
-        **_optimiser(recipe, ACTOR, training.learning_rate, training.warmup_steps),
+        **_optimiser(recipe, ACTOR, training.learning_rate, training.warmup_steps, training.final_rate),
         f"{ACTOR}.ppo_mini_batch_size": training.questions_per_step // algorithm.mini_batches,
         f"{ACTOR}.ppo_epochs": algorithm.epochs,
         f"{ACTOR}.shuffle": False,
@@ -230,7 +230,7 @@ def _critic(recipe: Recipe) -> Keys:
     keys: Keys = {
         **_engine(recipe, CRITIC),
         **_micro_batches(recipe, CRITIC, "ppo_micro_batch_size_per_gpu"),
-        **_optimiser(recipe, CRITIC, algorithm.critic.learning_rate, 0),
+        **_optimiser(recipe, CRITIC, algorithm.critic.learning_rate, 0, 1.0),
         f"{CRITIC}.model.path": model_path(recipe.model.name),
         f"{CRITIC}.model.enable_gradient_checkpointing": training.gradient_checkpointing,
         f"{CRITIC}.model.use_remove_padding": recipe.verl.device == "cuda",
@@ -292,11 +292,11 @@ def _micro_batch_tokens(recipe: Recipe) -> int:
     return recipe.verl.micro_batch * longest or max(longest, recipe.training.micro_batch_tokens)
 
 
-def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int) -> Keys:
+def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int, final: float) -> Keys:
     """AdamW as the local trainer has it: step s of a warm-up of W steps takes s / W of the rate.
 
     verl's constant schedule would take (s - 1) / W, nothing at the first step. Its cosine counts from 1, and is
-    constant after the warm-up where its lowest rate is the highest, too.
+    constant after the warm-up where the final share of the rate is the whole.
     """
     settings: Keys = {
         "lr": rate,
@@ -308,11 +308,11 @@ def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int) -> Keys:
         settings["lr_decay_style"] = "constant"
         if warmup > 1:
             settings |= {"lr_warmup_init": rate / warmup, "lr_warmup_steps": warmup - 1}
-    elif warmup:
+    elif warmup or final < 1:
         settings |= {
             "lr_warmup_steps": warmup,
             "lr_scheduler_type": "cosine",
-            "min_lr_ratio": 1.0,
+            "min_lr_ratio": final,
             "zero_indexed_step": False,
         }
     else:
