@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -191,8 +192,8 @@ def test_every_recipe_of_the_package_can_be_translated(name: str) -> None:
             ["model.dtype", "16 bits"],
         ),
         (
-            ["verl.device=cuda", "verl.rollout=vllm", "verl.strategy=megatron", "training.final_rate=0.5"],
-            ["training.final_rate is 0.5", "not translated for Megatron"],
+            ["verl.device=cuda", "verl.rollout=vllm", "verl.strategy=megatron", "training.warmup_steps=0"],
+            ["training.final_rate is 0.1", "after a warm-up only"],
         ),
         (["verl.tensor_parallel=2"], ["verl.tensor_parallel is 2", "divisor"]),
         (["verl.gpus_per_node=3"], ["16 trajectories", "3 copies"]),
@@ -297,6 +298,29 @@ def test_the_learning_rate_goes_as_the_local_trainers(warmup: int, final: float)
     assert rates == pytest.approx([rate_at(step, training) for step in range(1, 13)])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True) and rates[-1] == pytest.approx(0.1 * final)
     assert rates[:warmup] == pytest.approx([0.1 * step / warmup for step in range(1, warmup + 1)])
+
+
+@pytest.mark.parametrize("final", [1.0, 0.25, 0.0])
+@pytest.mark.parametrize("warmup", [1, 2, 4])
+def test_megatrons_learning_rate_goes_as_the_local_trainers(warmup: int, final: float) -> None:
+    """By the formula of Megatron-Core's scheduler, which is not installed here; its first step has the number 0."""
+    given = [f"training.warmup_steps={warmup}", f"training.final_rate={final}", "training.learning_rate=0.1"]
+    given += ["training.steps=12", "verl.strategy=megatron"]
+    keys, training = keys_of(*GPU, *given), load_recipe("world", given).training
+    named: dict[str, Any] = {key.rpartition(".")[2]: v for key, v in keys.items() if key.startswith(f"{ACTOR}.optim.")}
+    peak, low, rising = named["lr"], named.get("min_lr", 0.0), named.get("lr_warmup_steps", 0)
+
+    def rate(number: int) -> float:
+        if number < rising:
+            return float(named["lr_warmup_init"] + (peak - named["lr_warmup_init"]) * number / rising)
+        if named["lr_decay_style"] == "constant":
+            return float(peak)
+        done = (number - rising) / (named["lr_decay_steps"] - rising)
+        return float(low + (peak - low) * (math.cos(math.pi * done) + 1) / 2)
+
+    assert [rate(step - 1) for step in range(1, 13)] == pytest.approx(
+        [rate_at(step, training) for step in range(1, 13)]
+    )
 
 
 def test_both_trainers_have_the_same_optimiser() -> None:

@@ -94,7 +94,7 @@ def read_cities() -> list[City]:
         name, country, population = record["name"], countries[record["countrycode"]], record["population"]
         usable = _CITY_NAME.fullmatch(name) and names[name] == 1 and name not in taken
         if usable and country in wanted and population <= _LARGEST_POPULATION:
-            cities.append(City(name, country, str(population)))
+            cities.append(City(name, country, f"{population:,}"))
     populations = Counter(city.population for city in cities)
     return sorted((city for city in cities if populations[city.population] == 1), key=lambda city: city.name)
 

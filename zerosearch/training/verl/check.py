@@ -126,10 +126,10 @@ def _machines(recipe: Recipe) -> Iterator[str]:
             yield f'verl.nodes is {verl.nodes}, but verl.device is "cpu", which is for one machine; set verl.nodes = 1'
     elif verl.rollout == "local":
         yield 'verl.rollout is "local", which samples on CPU; set verl.rollout = "vllm" or verl.device = "cpu"'
-    if verl.strategy == "megatron" and recipe.training.final_rate < 1:
+    if verl.strategy == "megatron" and training.final_rate < 1 and not 0 < training.warmup_steps < training.steps:
         yield (
-            f"training.final_rate is {recipe.training.final_rate:g}, but its schedule is not translated for Megatron; "
-            'set training.final_rate = 1 or verl.strategy = "fsdp2"'
+            f"training.final_rate is {training.final_rate:g}, which Megatron does after a warm-up only; set "
+            "training.warmup_steps = 1 or more, and fewer than training.steps"
         )
     if verl.strategy == "megatron" and recipe.model.dtype == "float32":
         yield (

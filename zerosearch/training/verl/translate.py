@@ -296,7 +296,7 @@ def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int, final: float
     """AdamW as the local trainer has it: step s of a warm-up of W steps takes s / W of the rate.
 
     verl's constant schedule would take (s - 1) / W, nothing at the first step. Its cosine counts from 1, and is
-    constant after the warm-up where the final share of the rate is the whole.
+    constant after the warm-up where the final share of the rate is the whole. Megatron's cosine counts from 0.
     """
     settings: Keys = {
         "lr": rate,
@@ -305,7 +305,9 @@ def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int, final: float
         "clip_grad": recipe.training.max_grad_norm,
     }
     if recipe.verl.strategy == "megatron":
-        settings["lr_decay_style"] = "constant"
+        settings["lr_decay_style"] = "cosine" if final < 1 else "constant"
+        if final < 1:
+            settings |= {"min_lr": final * rate, "lr_decay_steps": recipe.training.steps - 1}
         if warmup > 1:
             settings |= {"lr_warmup_init": rate / warmup, "lr_warmup_steps": warmup - 1}
     elif warmup or final < 1:
