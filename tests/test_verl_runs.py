@@ -109,7 +109,7 @@ def test_noise_is_as_scheduled(grpo: Finished) -> None:
         trajectory = Trajectory.from_json(record)
         probability = noise_probability(trajectory.step, 3, 0.2, 0.8)
         for turn, search in enumerate(trajectory.searches):
-            expected = draw_noise(0, trajectory.question, trajectory.sample, turn, trajectory.step, probability)
+            expected = draw_noise(0, trajectory.question, "group", turn, trajectory.step, probability)
             assert search.noise == expected
             noisy[search.noise == "noisy"] += 1
     assert noisy[True] and noisy[False]
