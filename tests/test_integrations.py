@@ -221,7 +221,7 @@ def test_a_retriever_is_searched_and_nothing_in_its_place() -> None:
 @pytest.mark.parametrize(("noise", "label"), [(0.0, "useful"), (1.0, "noisy")])
 def test_a_simulator_with_fixed_noise(noise: float, label: str) -> None:
     server = ChatServer()
-    fixed = ["simulation.noise.schedule=constant", f"simulation.noise.start={noise}"]
+    fixed = ["simulation.noise.schedule=constant", f"simulation.noise.start={noise}", "simulation.repair=none"]
     engine = load_engine(load_recipe("world", served(server, *fixed)), knows_step=False)
     page = asyncio.run(engine.search(SearchRequest("its founder", QUESTION, 2)))
     server.die()

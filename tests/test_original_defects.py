@@ -165,7 +165,8 @@ def test_d04_what_is_written_as_f1_is_f1() -> None:
 # D5
 
 
-RUN = [*ONLY_RL, "training.steps=3", "training.save_every=2", "training.warmup_steps=2", "data.test_limit=2"]
+RUN = [*ONLY_RL, "training.steps=3", "training.save_every=2", "training.warmup_steps=2", "training.final_rate=1"]
+RUN += ["data.test_limit=2"]
 
 
 @pytest.fixture(scope="module")

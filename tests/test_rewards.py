@@ -316,8 +316,8 @@ def test_a_function_may_come_from_a_package() -> None:
         (["reward.weights.f1=nan"], ["reward.weights.f1 is nan", "finite"]),
         (["reward.search_cost=-1"], ["reward.search_cost is -1", "at least 0"]),
         (
-            ["reward.length_penalty=1", "reward.length_start=400"],
-            ["reward.length_start is 400", "at most 400 tokens", "agent.max_turns"],
+            ["reward.length_penalty=1", "reward.length_start=480"],
+            ["reward.length_start is 480", "at most 480 tokens", "agent.max_turns"],
         ),
     ],
 )

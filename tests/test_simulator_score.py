@@ -38,7 +38,7 @@ from zerosearch.training.simulator.trial import try_queries
 from zerosearch.training.source import open_source
 
 WORDS = ["alder", "birch", "cedar", "dogwood", "elm", "fir", "ginkgo", "hazel", "ivy", "juniper"]
-SERVED = ["simulation.mode=prompt", "simulation.model=m", "report.live=false"]
+SERVED = ["simulation.mode=prompt", "simulation.model=m", "simulation.repair=none", "report.live=false"]
 
 
 def page(*texts: str, error: str = "") -> Page:

@@ -37,7 +37,7 @@ TRANSLATED: dict[str, list[str]] = {
     "training.temperature": ["training.temperature=0.9"],
     "training.learning_rate": ["training.learning_rate=1e-4"],
     "training.warmup_steps": ["training.warmup_steps=9"],
-    "training.final_rate": ["training.final_rate=0.1"],
+    "training.final_rate": ["training.final_rate=0.5"],
     "training.max_grad_norm": ["training.max_grad_norm=0.5"],
     "training.micro_batch_tokens": ["training.micro_batch_tokens=9999"],
     "training.gradient_checkpointing": ["training.gradient_checkpointing=true"],
@@ -156,7 +156,7 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
         **of("simulation", "max_tokens=99", "timeout=9.0", "retries=1", "concurrency=5", "outage=9.0", "cache=pages"),
         **of("simulation", "offline=true", needed=["simulation.cache=pages"]),
         **of("simulation", "withhold=never", "repair=drop"),
-        **of("simulation.noise", "schedule=linear", "start=0.1", "end=0.9", "base=2.0", "per=document", "share=group"),
+        **of("simulation.noise", "schedule=linear", "start=0.1", "end=0.9", "base=2.0", "per=document", "share=sample"),
         **of("simulation.noise.kinds", "irrelevant=1.0", "near_miss=1.0", "contradicting=1.0"),
     },
     carried_out.asked: {
