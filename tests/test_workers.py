@@ -114,7 +114,9 @@ def started() -> Iterator[list[Workers]]:
         yield found
 
 
-@pytest.mark.parametrize("moment", ["while the policy learns", "when a step is done"])
+@pytest.mark.parametrize(
+    "moment", ["while the policy learns", pytest.param("when a step is done", marks=pytest.mark.slow)]
+)
 def test_a_worker_that_is_killed_ends_the_run_which_goes_on_with_the_same_bits(
     model: Path, two: Path, tmp_path: Path, started: list[Workers], moment: str
 ) -> None:
@@ -161,7 +163,7 @@ def test_a_worker_that_stands_still_ends_the_run(model: Path, tmp_path: Path, st
     assert not any(map(alive, started[0].processes))
 
 
-@pytest.mark.parametrize("noticed", ["before the episodes", "by the episodes"])
+@pytest.mark.parametrize("noticed", [pytest.param("before the episodes", marks=pytest.mark.slow), "by the episodes"])
 def test_a_worker_that_ends_before_the_first_step_does_not_lose_the_warm_start(
     model: Path, tmp_path: Path, started: list[Workers], noticed: str
 ) -> None:
@@ -217,7 +219,7 @@ def test_an_evaluation_whose_worker_is_killed_says_how_to_go_on(model: Path, tmp
     assert "is kept: go on from there with the same command and resume=true" in str(end.value)
 
 
-@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("way", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_when_the_run_ends_so_do_its_workers(model: Path, tmp_path: Path, way: signal.Signals) -> None:
     process = start(model, tmp_path / "run", ("sampling", 0, 0), *TWO, "training.steps=1000", "training.save_every=0")
     wait_for_steps(process, tmp_path / "run", 2)
