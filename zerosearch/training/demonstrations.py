@@ -14,6 +14,7 @@ from zerosearch.agent.protocol import TagProtocol
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Document, Question
 from zerosearch.data.question import Hop
+from zerosearch.draws import spread
 from zerosearch.errors import UserError
 from zerosearch.inference.packed import Branch, Tree
 from zerosearch.inference.sampler import Sample, SamplingRequest
@@ -194,20 +195,10 @@ async def demonstrate(
             f"only {len(demonstrations)} of warm_start.demonstrations = {count} could be made: the training questions "
             "need hops whose answers the real engine finds; lower the number or give such questions"
         )
-    return _spread(demonstrations, generator)
-
-
-def _spread(trajectories: Sequence[Trajectory], generator: random.Random) -> list[Trajectory]:
-    """Each family evenly over the order: what a small model learns last it does everywhere."""
-    families: dict[str, list[Trajectory]] = {}
-    for trajectory in trajectories:
-        families.setdefault(trajectory.question.family, []).append(trajectory)
-    places = [
-        ((index + generator.random()) / len(family), trajectory)
-        for family in families.values()
-        for index, trajectory in enumerate(family)
-    ]
-    return [trajectory for _, trajectory in sorted(places, key=lambda place: place[0])]
+    shown: dict[str, list[Trajectory]] = {}
+    for trajectory in demonstrations:
+        shown.setdefault(trajectory.question.family, []).append(trajectory)
+    return spread(shown.values(), generator)  # what a small model learns last it does everywhere
 
 
 def supervised_tree(trajectory: Trajectory) -> Tree:

@@ -3,12 +3,13 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
+from zerosearch.draws import spread
 from zerosearch.evaluation.benchmark import check_failures
 from zerosearch.training.advantages import has_spread
 from zerosearch.training.recipe import Balance, Recipe
@@ -69,22 +70,19 @@ class QuestionOrder:
         name = names[place]
         number, place = divmod(turn, len(self._parts[name]))
         if self._orders.get(name, (-1,))[0] != number:
-            order = f"order {self._seed} {number}" + (f" {name}" if name else "")
-            self._orders[name] = number, _spread(self._parts[name], random.Random(order))
+            generator = random.Random(f"order {self._seed} {number}" + (f" {name}" if name else ""))
+            self._orders[name] = number, spread(_shuffled_families(self._parts[name], generator), generator)
         self.position += 1
         return self._orders[name][1][place]
 
 
-def _spread(questions: Sequence[Question], generator: random.Random) -> list[Question]:
-    """The n-th of a family's m questions comes at a random place of the n-th m-th part of the whole."""
+def _shuffled_families(questions: Sequence[Question], generator: random.Random) -> Iterator[list[Question]]:
     families: dict[tuple[str, str], list[Question]] = {}
     for question in questions:
         families.setdefault((question.kind, question.family), []).append(question)
-    places = []
     for family in families.values():
         generator.shuffle(family)
-        places += [((n + generator.random()) / len(family), n, question) for n, question in enumerate(family)]
-    return [question for *_, question in sorted(places, key=lambda place: place[:2])]
+        yield family
 
 
 async def run_groups(

@@ -373,6 +373,7 @@ def dtype(recipe: Recipe) -> str:
 
 
 def sampler_dtype(recipe: Recipe) -> str:
+    """The type in which the sampler computes."""
     return dtype(recipe) if recipe.model.sampler_dtype == "auto" else recipe.model.sampler_dtype
 
 
