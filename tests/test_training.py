@@ -290,6 +290,7 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence_and_the_older_one_serves(
     [
         ("model.name=./nowhere", "no model folder './nowhere'"),
         ("data.train=missing.jsonl", "missing.jsonl"),
+        ("training.final_rate=2", "training.final_rate is 2; set it to a number at most 1"),
         ("agent.max_length=120", "leaves no room"),
     ],
 )
@@ -300,6 +301,15 @@ def test_mistakes_are_told_in_one_sentence(
         command(["train", "world", *arguments(model, tmp_path / "run", *ONLY_RL, override)])
     said = capsys.readouterr().err.strip()
     assert ended.value.code == 2 and sentence in said and "\n" not in said
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_questions_that_cannot_be_used_are_told_before_the_run_begins(model: Path, tmp_path: Path, split: str) -> None:
+    path = tmp_path / "unanswered.jsonl"
+    path.write_text('{"question": "Who?", "golden_answers": []}\n')
+    with pytest.raises(UserError, match=rf"^1 of the 1 records of {path} cannot be used, .* correct or remove them$"):
+        carry_out(model, tmp_path / "run", f"data.{split}={path}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_vllm_that_is_not_installed_is_told_before_the_run_begins(

@@ -16,11 +16,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from zerosearch.data import Question
-from zerosearch.data.question_set import load_questions
 from zerosearch.errors import RunError, UserError, install
 from zerosearch.report.trackers import wandb_ready
 from zerosearch.search.engine import SearchRequest
-from zerosearch.training.engines import chat_servers, check_files, make_remote
+from zerosearch.training.engines import chat_servers, check_files, make_remote, question_sets
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.rewards import load_function
 from zerosearch.training.verl.shape import shape_of
@@ -211,12 +210,9 @@ def _ray_resources() -> dict[str, float]:
 
 
 def _questions(recipe: Recipe) -> Iterator[Finding]:
-    for source, split, limit in (
-        (recipe.data.train, "train", recipe.data.train_limit),
-        (recipe.data.test, "test", recipe.data.test_limit),
-    ):
-        found = load_questions(source, split, limit)
+    for split, found in question_sets(recipe).items():
         left_out = f", {len(found.left_out)} records left out" if found.left_out else ""
+        source = getattr(recipe.data, split)
         yield Finding(f"{split} questions", "ok", f"{len(found.questions):,} of {source}{left_out}")
 
 

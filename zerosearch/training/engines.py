@@ -11,7 +11,7 @@ from zerosearch.agent.prompt import PromptTemplate, load_prompt
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.indexed import IndexedPassages
-from zerosearch.data.question_set import load_questions
+from zerosearch.data.question_set import QuestionSet, load_questions
 from zerosearch.data.world import build_world
 from zerosearch.errors import UserError
 from zerosearch.inference.embedded import resolve_model
@@ -367,13 +367,27 @@ def check_engines(recipe: Recipe) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Find before anything starts which file of questions or passages is not there.
+    """Find before anything starts which file of questions or passages is not there, or whose questions are no good.
 
     Raises:
-        UserError: one is missing.
+        UserError: one is.
     """
     for name in missing_files(recipe):
         raise UserError(f"there is no file {name}: check the path")
+    question_sets(recipe)
+
+
+def question_sets(recipe: Recipe) -> dict[str, QuestionSet]:
+    """The recipe's questions of training and test, by `train` and `test`.
+
+    Raises:
+        UserError: see `load_questions`.
+    """
+    data = recipe.data
+    return {
+        "train": load_questions(data.train, "train", data.train_limit),
+        "test": load_questions(data.test, "test", data.test_limit),
+    }
 
 
 def check_files(recipe: Recipe) -> None:

@@ -184,8 +184,9 @@ def _shown(value: object) -> str:
 
 
 def _about(key: str) -> str:
-    """The key's reference line, in brackets."""
-    return next((f" ({text.rstrip('.')})" for name, text in _keys(Recipe) if name == key and text), "")
+    """The key's reference, in brackets, on one line."""
+    reference = " ".join(dict(_keys(Recipe)).get(key, "").split()).rstrip(".")
+    return f" ({reference})" if reference else ""
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
