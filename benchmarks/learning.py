@@ -4,9 +4,8 @@
 steps, then the two with the highest F1 from two more warm starts: 3 warm starts and 14 trainings, several hours on 2
 cores. It writes curves.png and table.md, and goes on where it was broken off.
 
-Two things are not equal, and the table says them: what pushes no failure away learns at the recipe's rate and the
-others more slowly (see `CAREFUL`), and the recipe sets the coefficient of the divergence, to 0, for all: RLOO,
-REINFORCE++ and PPO are compared without the pull towards the reference that is a part of them.
+All learn at the recipe's rate, and the recipe sets the coefficient of the divergence, to 0, for all: RLOO, REINFORCE++
+and PPO are compared without the pull towards the reference that is a part of them.
 """
 
 import argparse
@@ -24,27 +23,24 @@ from zerosearch.evaluation.results import TRAINED, Gains, Scores, gains
 from zerosearch.report.plots import BLUE, DOTS_PER_INCH, STYLE, smoothed
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.seeds import mean_of_runs, scored
-from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.trainer import STAGE
 
 RECIPE = "world-bm25"
 NO_MORE = ["evaluation.untrained=false", "evaluation.warm_start=false"]
-CAREFUL = "training.learning_rate=1e-5"
-"""For what pushes failures away, too: at the recipe's rate, that unlearns what they share with successes."""
 ALGORITHMS: dict[str, list[str]] = {
     "reinforce": ["algorithm.type=reinforce"],
     "reinforce_positive": ["algorithm.type=reinforce_positive"],
-    "reinforce, group baseline": ["algorithm.type=reinforce", "algorithm.baseline=group", CAREFUL],
-    "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus", CAREFUL],
-    "reinforce_plus_plus_baseline": ["algorithm.type=reinforce_plus_plus_baseline", CAREFUL],
-    "rloo": ["algorithm.type=rloo", CAREFUL],
-    "grpo": ["algorithm.type=grpo", CAREFUL],
-    "dr_grpo": ["algorithm.type=dr_grpo", CAREFUL],
-    "gspo": ["algorithm.type=gspo", CAREFUL],
-    "ppo": ["algorithm.type=ppo", "algorithm.critic.warmup_steps=1", CAREFUL],
+    "reinforce, group baseline": ["algorithm.type=reinforce", "algorithm.baseline=group"],
+    "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus"],
+    "reinforce_plus_plus_baseline": ["algorithm.type=reinforce_plus_plus_baseline"],
+    "rloo": ["algorithm.type=rloo"],
+    "grpo": ["algorithm.type=grpo"],
+    "dr_grpo": ["algorithm.type=dr_grpo"],
+    "gspo": ["algorithm.type=gspo"],
+    "ppo": ["algorithm.type=ppo", "algorithm.critic.warmup_steps=1"],
 }
 COLUMNS = (
-    *("algorithm", "seeds", "learning rate", "KL", "reward, first half", "second half"),
+    *("algorithm", "seeds", "reward, first half", "second half"),
     *("F1 before", "F1 after", "gain", "minutes"),
 )
 WINDOW = 3
@@ -55,14 +51,11 @@ WINDOW = 3
 class Learned:
     """What came of one algorithm.
 
-    kl: the coefficient of the divergence. rewards: of each step, the mean over the seeds, in [0, 1]. seconds: of one
-    run.
+    rewards: of each step, the mean over the seeds, in [0, 1]. seconds: of one run.
     """
 
     name: str
     seeds: int
-    learning_rate: float
-    kl: float
     rewards: list[float]
     before: Scores
     after: Scores
@@ -106,12 +99,9 @@ class Bench:
             for seed, start in zip(seeds, starts, strict=True)
         ]
         rewards = [[row["reward"] for row in run.metrics.rows(STAGE)] for run in runs]
-        recipe = load_recipe(RECIPE, [*self._overrides, *ALGORITHMS[name]])
         return Learned(
             name,
             len(seeds),
-            recipe.training.learning_rate,
-            recipe.algorithm.kl_coefficient,
             [fmean(step) for step in zip(*rewards, strict=True)],
             mean_of_runs(starts).systems[TRAINED].all,
             mean_of_runs(runs).systems[TRAINED].all,
@@ -137,8 +127,6 @@ def table_of(learned: Sequence[Learned]) -> str:
         cells = [
             each.name,
             str(each.seeds),
-            f"{each.learning_rate:.2g}",
-            f"{each.kl:g}",
             f"{fmean(each.rewards[:half]):.3f}",
             f"{fmean(each.rewards[-half:]):.3f}",
             str(each.before.f1_estimate),

@@ -301,6 +301,23 @@ def test_mistakes_are_told_in_one_sentence(
         command(["train", "world", *arguments(model, tmp_path / "run", *ONLY_RL, override)])
     said = capsys.readouterr().err.strip()
     assert ended.value.code == 2 and sentence in said and "\n" not in said
+    assert not (tmp_path / "run").exists()  # nothing is in the way of the corrected command
+
+
+def test_a_mistake_in_a_later_command_leaves_what_the_run_has_done(model: Path, tmp_path: Path) -> None:
+    carry_out(model, tmp_path / "run", *ONLY_RL)
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(UserError, match="already holds a run"):
+        carry_out(model, tmp_path / "run", *ONLY_RL)
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_kinds_cannot_be_balanced_where_there_are_none(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plain.jsonl"
+    path.write_text('{"question": "Who?", "golden_answers": ["Ada"]}\n')
+    with pytest.raises(UserError, match=rf"^data\.balance is .* no question of {path} has a kind: give each record"):
+        carry_out(model, tmp_path / "run", f"data.train={path}", "data.balance=kind")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -80,6 +81,16 @@ class RunFolder:
         folder.checkpoints.mkdir(exist_ok=True)
         folder.trajectories.mkdir(exist_ok=True)
         return folder
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was done yet: there are no metrics, results, trajectories or checkpoints."""
+        done = (*self.checkpoints.iterdir(), *self.trajectories.iterdir(), self.results)
+        return not (any(path.exists() for path in done) or self.metrics.rows())
+
+    def discard(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.path)
 
     def read_results(self) -> Results:
         """The results so far; empty before the first evaluation.

@@ -374,7 +374,12 @@ def check_data(recipe: Recipe) -> None:
     """
     for name in missing_files(recipe):
         raise UserError(f"there is no file {name}: check the path")
-    question_sets(recipe)
+    train, data = question_sets(recipe)["train"], recipe.data
+    if data.balance == "kind" and not any(question.kind for question in train.questions):
+        raise UserError(
+            f'data.balance is "kind", but no question of {data.train} has a kind: give each record a `kind`, or set '
+            'data.balance = "none"'
+        )
 
 
 def question_sets(recipe: Recipe) -> dict[str, QuestionSet]:

@@ -37,10 +37,16 @@ def write_reports(folders: Sequence[RunFolder], path: Path) -> None:
 
 @contextmanager
 def reported(folder: RunFolder) -> Iterator[None]:
-    """Write the report of a run that fails in the block, so that it can be seen how it came to that."""
+    """Write the report of a run that fails in the block, so that it can be seen how it came to that.
+
+    A mistake that is found before anything was done leaves no folder, which would be in the corrected run's way.
+    """
     try:
         yield
     except (RunError, UserError) as error:
+        if isinstance(error, UserError) and folder.is_new:
+            folder.discard()
+            raise
         with suppress(RunError, UserError, OSError):  # why the run failed is what matters
             write_run_report(folder, str(error))
         raise
