@@ -1,7 +1,7 @@
 """Each algorithm on the embedded world with the real engine in the loop: does it raise the reward, and how far?
 
 `python benchmarks/learning.py` trains every algorithm from the same warm start with the same questions and as many
-steps, then the two with the highest F1 from two more warm starts: 3 warm starts and 14 trainings, several hours on 2
+steps, then the two with the highest F1 from two more warm starts: 3 warm starts and 15 trainings, several hours on 2
 cores. It writes curves.png and table.md, and goes on where it was broken off.
 
 All learn at the recipe's rate, and the recipe sets the coefficient of the divergence, to 0, for all: RLOO, REINFORCE++
@@ -30,6 +30,7 @@ NO_MORE = ["evaluation.untrained=false", "evaluation.warm_start=false"]
 ALGORITHMS: dict[str, list[str]] = {
     "reinforce": ["algorithm.type=reinforce"],
     "reinforce_positive": ["algorithm.type=reinforce_positive"],
+    "reinforce_llds": ["algorithm.type=reinforce_llds"],
     "reinforce, group baseline": ["algorithm.type=reinforce", "algorithm.baseline=group"],
     "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus"],
     "reinforce_plus_plus_baseline": ["algorithm.type=reinforce_plus_plus_baseline"],

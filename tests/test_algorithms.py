@@ -367,7 +367,7 @@ def test_likelihood_is_kept_only_where_a_good_turn_became_less_likely() -> None:
     advantage = torch.tensor([0.3, 0.3, 0.3, 0.3, -0.1, -0.1, 0.0])
     turns, lengths = torch.tensor([2, 2, 2, 1]), torch.tensor([4, 2, 1])
     experience = Experience(lengths, turns, torch.zeros(3), old, old, advantage, old, old)
-    penalty = fallen(new, experience)
+    penalty = fallen(new, old, advantage, turns)
     assert penalty.tolist() == [1.0, 0, 0, 0, 0, 0, 0.25]
     assert torch.autograd.grad(penalty.sum(), new)[0].tolist() == [-1.0, 0, 0, 0, 0, 0, -1.0]
     plain, kept = (Algorithm(llds_coefficient=each, kl_coefficient=0.0) for each in (0.0, 0.2))
@@ -379,7 +379,8 @@ def test_a_failure_that_weighs_nothing_is_not_kept_likely() -> None:
     made = recipe("reinforce_positive", "algorithm.kl_coefficient=0", "algorithm.llds_coefficient=0.2")
     [lesson] = judged(lessons([group([1.0, 0.0], [3, 4])]), made.algorithm)
     for episode, kept in zip(lesson.episodes, (True, False), strict=True):
-        assert bool(fallen(episode.old_W - 1, episode).any()) is kept
+        fall = fallen(episode.old_W - 1, episode.old_W, episode.advantages_W, episode.turns_N)
+        assert bool(fall.any()) is kept
 
 
 @given(st.floats(1.5, 5), st.floats(0.1, 20), st.floats(-3, 3))

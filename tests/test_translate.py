@@ -27,7 +27,15 @@ from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resol
 from zerosearch.training.verl.files import Files
 from zerosearch.training.verl.known import check_overrides
 from zerosearch.training.verl.reserved import FIXED, SAID_OTHERWISE
-from zerosearch.training.verl.translate import ACTOR, CRITIC, MODEL, ROLLOUT, hydra_arguments, translate
+from zerosearch.training.verl.translate import (
+    ACTOR,
+    CRITIC,
+    MODEL,
+    NEGATIVE,
+    ROLLOUT,
+    hydra_arguments,
+    translate,
+)
 
 needs.verl()
 from hydra import compose, initialize_config_module  # noqa: E402
@@ -52,6 +60,7 @@ EVERYTHING = {
     "divergence in the loss": (*CPU, "algorithm.type=grpo", "algorithm.kl_coefficient=0.01"),
     "divergence in the reward": (*CPU, "algorithm.type=rloo", "algorithm.kl_coefficient=0.01"),
     "correction": (*CPU, "algorithm.correction=token", "algorithm.correction_limit=3.0"),
+    "likelihood kept": (*CPU, "algorithm.llds_coefficient=0.2"),
     "dual clip": (*CPU, "algorithm.dual_clip=3.0", "algorithm.entropy_coefficient=0.001"),
     "saving": (*CPU, "training.save_every=5", "training.keep=3", "resume=true"),
     "saving the last": (*CPU, "training.save_every=0", "evaluation.trained=false"),
@@ -113,7 +122,7 @@ def test_verl_knows_each_key_and_takes_each_value(case: str, listed: dict[str, d
     composed = configuration(hydra_arguments(keys))
     keys.pop("model_engine", None)
     for key, value in keys.items():
-        assert is_known(key, listed[resolved.verl.strategy]), key
+        assert key == NEGATIVE or is_known(key, listed[resolved.verl.strategy]), key
         found = OmegaConf.select(composed, key)
         found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
         assert found == value and type(found) is type(value), key
@@ -178,9 +187,12 @@ def test_every_recipe_of_the_package_can_be_translated(name: str) -> None:
             ["algorithm.type=reinforce_plus_plus_baseline", "algorithm.normalize_std=true"],
             ["algorithm.normalize_std is true"],
         ),
-        (["algorithm.negative=0.5"], ["algorithm.negative is 0.5", "weigh 0 in reinforce_positive"]),
         (["algorithm.type=grpo", "algorithm.negative=0"], ["algorithm.negative is 0", "algorithm.negative = 1"]),
-        (["algorithm.llds_coefficient=0.2"], ["algorithm.llds_coefficient is 0.2"]),
+        (["algorithm.type=rloo", "algorithm.negative=0.5"], ["algorithm.negative is 0.5", "algorithm.negative = 1"]),
+        (
+            ["algorithm.type=gspo", "algorithm.llds_coefficient=0.2"],
+            ["llds_coefficient is 0.2", "ratios of tokens"],
+        ),
         (["algorithm.type=gspo", "algorithm.dual_clip=3.0"], ["algorithm.dual_clip is 3"]),
         (["lora.rank=4", "lora.alpha=2.5"], ["lora.alpha is 2.5", "whole number"]),
         (["verl.strategy=megatron"], ["verl.strategy", "needs GPUs"]),
@@ -390,13 +402,17 @@ def test_observations_get_no_advantage_and_failed_episodes_move_no_baseline() ->
     assert less.tolist() == [[-0.25, 0, 0.25, 0], [-0.5, -0.25, 0, 0], [0, 0, 0, 0]]
 
 
-def test_only_successes_that_stand_out_in_their_group_have_an_advantage() -> None:
-    from zerosearch.training.verl.estimators import reinforce_positive
+def test_what_stands_out_in_its_group_has_an_advantage_and_what_falls_short_a_weighed_one() -> None:
+    from zerosearch.training.verl.estimators import less_group_mean
 
     mask = torch.tensor([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
     rewards = torch.tensor([[0.0, 0, 1], [0, 0.5, 0], [1, 0, 0], [0, 0, 0]])
-    found, returns = reinforce_positive(rewards, mask, np.array(["b", "b", "a", "b"], dtype=object))
-    assert found.tolist() == returns.tolist() == [[0.25, 0, 0.25], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    groups = np.array(["b", "b", "a", "b"], dtype=object)
+    for negative in (0.0, 0.5, 1.0):
+        found, returns = less_group_mean(rewards, mask, groups, OmegaConf.create({"negative": negative}))
+        low = -0.25 * negative
+        assert found.tolist() == returns.tolist() == [[0.25, 0, 0.25], [low, low, 0], [0, 0, 0], [0, 0, 0]]
+        assert torch.signbit(found).tolist() == [[False] * 3, [True, True, False], [False] * 3, [False] * 3]
 
 
 def test_the_critic_is_the_recipes() -> None:

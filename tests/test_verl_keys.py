@@ -49,6 +49,8 @@ TRANSLATED: dict[str, list[str]] = {
     "algorithm.type": ["algorithm.type=rloo"],
     "algorithm.baseline": ["algorithm.type=reinforce", "algorithm.baseline=batch"],
     "algorithm.normalize_std": ["algorithm.normalize_std=false"],
+    "algorithm.negative": ["algorithm.type=reinforce", "algorithm.baseline=group", "algorithm.negative=0.5"],
+    "algorithm.llds_coefficient": ["algorithm.llds_coefficient=0.2"],
     "algorithm.discount": ["algorithm.discount=0.9"],
     "algorithm.ratio": ["algorithm.ratio=sequence"],
     "algorithm.clip_low": ["algorithm.clip_low=0.1"],
@@ -100,8 +102,6 @@ REFUSED: dict[str, list[str]] = {
     "training.threads": ["training.threads=2"],
     "training.workers": ["training.workers=2"],
     "algorithm.whiten": ["algorithm.whiten=true"],
-    "algorithm.negative": ["algorithm.negative=0.5"],
-    "algorithm.llds_coefficient": ["algorithm.llds_coefficient=0.2"],
 }
 """What sets a key to a value that verl cannot carry out."""
 

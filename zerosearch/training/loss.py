@@ -88,20 +88,22 @@ def policy_loss(
     if algorithm.entropy_coefficient:
         losses_W = losses_W - algorithm.entropy_coefficient * entropies_W
     if algorithm.llds_coefficient:
-        losses_W = losses_W + algorithm.llds_coefficient * fallen(log_probs_W, experience)
+        losses_W = losses_W + algorithm.llds_coefficient * fallen(
+            log_probs_W, experience.old_W, advantages_W, experience.turns_N
+        )
     ratios = (ratio_W.detach().min().item(), ratio_W.detach().max().item())
     return Loss((weights_W * losses_W).sum(), figures, ratios)
 
 
-def fallen(log_probs_W: Tensor, experience: Experience) -> Tensor:
+def fallen(log_probs_W: Tensor, old_W: Tensor, advantages_W: Tensor, turns_N: Tensor) -> Tensor:
     """By how much the tokens (W,) of good turns became less likely, in nats (LLDS, arXiv 2512.04220).
 
     Only of turns that as a whole became less likely, only their tokens that did, only where the advantage is not
     negative; one that weighs nothing is -0.0, and negative still.
     """
-    fall_W = experience.old_W - log_probs_W
-    gate_W = (sums(fall_W.detach(), experience.turns_N) > 0).repeat_interleave(experience.turns_N)
-    return fall_W.clamp(min=0) * (gate_W & ~torch.signbit(experience.advantages_W))
+    fall_W = old_W - log_probs_W
+    gate_W = (sums(fall_W.detach(), turns_N) > 0).repeat_interleave(turns_N)
+    return fall_W.clamp(min=0) * (gate_W & ~torch.signbit(advantages_W))
 
 
 def importance_weights(experience: Experience, algorithm: Algorithm) -> Tensor:

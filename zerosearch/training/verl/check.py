@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from zerosearch.errors import UserError
 from zerosearch.training.recipe import Model, Recipe
-from zerosearch.training.recipe_algorithm import PRESETS
 from zerosearch.training.verl.reserved import reserved
 
 WHITENED = ("ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
@@ -89,16 +88,17 @@ def _parts(recipe: Recipe) -> Iterator[str]:
             f"algorithm.normalize_std is true, but verl does not divide by the group's deviation in {algorithm.type}; "
             "set algorithm.normalize_std = false"
         )
-    weight = PRESETS[algorithm.type].parts.get("negative", 1.0)
-    if algorithm.negative != weight:
+    plain = algorithm.estimator == "group" and not (algorithm.normalize_std or algorithm.whiten)
+    if algorithm.negative != 1 and not plain:
         yield (
-            f"algorithm.negative is {algorithm.negative:g}, but on verl advantages below zero weigh {weight:g} in "
-            f"{algorithm.type}; set algorithm.negative = {weight:g}"
+            f"algorithm.negative is {algorithm.negative:g}, but on verl only a plain reward less its group's mean can "
+            'weigh less below zero; set algorithm.type = "reinforce" and algorithm.baseline = "group", or '
+            "algorithm.negative = 1"
         )
-    if algorithm.llds_coefficient:
+    if algorithm.llds_coefficient and algorithm.ratio == "sequence":
         yield (
-            f"algorithm.llds_coefficient is {algorithm.llds_coefficient:g}, but verl has no such loss; set "
-            "algorithm.llds_coefficient = 0"
+            f"algorithm.llds_coefficient is {algorithm.llds_coefficient:g}, but on verl it goes with the ratios of "
+            'tokens alone; set algorithm.ratio = "token" or algorithm.llds_coefficient = 0'
         )
     if algorithm.ratio == "sequence" and algorithm.dual_clip:
         yield (

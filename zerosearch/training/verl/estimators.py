@@ -1,14 +1,20 @@
-"""Advantage estimators that verl lacks, registered with it when this module is imported."""
+"""Advantage estimators and a policy loss that verl lacks, registered with it when this module is imported."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from verl.trainer.ppo.core_algos import register_adv_est
+from verl.trainer.ppo.core_algos import (
+    agg_loss,
+    compute_policy_loss_vanilla,
+    register_adv_est,
+    register_policy_loss,
+)
 
 from zerosearch.training.advantages import generalised
-from zerosearch.training.verl.translate import ESTIMATORS, REINFORCE
+from zerosearch.training.loss import fallen
+from zerosearch.training.verl.translate import GROUP, LLDS, REINFORCE
 
 
 @register_adv_est(REINFORCE["none"])
@@ -35,13 +41,14 @@ def reinforce_batch(
     return torch.where(own, found - baseline, 0.0), returns
 
 
-@register_adv_est(ESTIMATORS["reinforce_positive"])
-def reinforce_positive(
-    token_level_rewards: Tensor, response_mask: Tensor, index: Any, **others: Any
+@register_adv_est(GROUP)
+def less_group_mean(
+    token_level_rewards: Tensor, response_mask: Tensor, index: Any, config: Any, **others: Any
 ) -> tuple[Tensor, Tensor]:
-    """Advantages (B, L), twice: what an episode's reward is above the mean of its group, 0 where it is not.
+    """Advantages (B, L), twice: an episode's reward less the mean of its group, weighed where that is negative.
 
-    index: (B,), an array of what names the group of each episode. See `reinforce`.
+    index: (B,), an array of what names the group of each episode. config: holds the weight as `negative`; at 0 what
+    is negative becomes -0.0, as the local trainer has it. See `reinforce`.
     """
     own = response_mask.bool()
     rewards_B = (token_level_rewards * own).sum(-1)
@@ -50,6 +57,40 @@ def reinforce_positive(
     totals_G, counts_G = (
         torch.zeros_like(rewards_B).index_add_(0, groups_B, each) for each in (rewards_B, played_B.to(rewards_B.dtype))
     )
-    means_B = (totals_G / counts_G.clamp(min=1))[groups_B]
-    found = torch.where(own, (rewards_B - means_B).clamp(min=0)[:, None], 0.0)
+    found_B = rewards_B - (totals_G / counts_G.clamp(min=1))[groups_B]
+    found_B = torch.where(found_B < 0, found_B * config.negative, found_B)
+    found = torch.where(own, found_B[:, None], 0.0)
     return found, found
+
+
+@register_policy_loss(LLDS)
+def keeping_likelihood(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str,
+    config: Any,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """verl's clipped surrogate, and the fall in likelihood of good turns (`fallen`), each aggregated alike.
+
+    All of shape (B, L), log-probabilities in nats. config: of the actor; `policy_loss.ppo_kl_coef` is the weight of the
+    fall, since verl has no key for it.
+    """
+    value, figures = compute_policy_loss_vanilla(
+        old_log_prob, log_prob, advantages, response_mask, loss_agg_mode, config, rollout_is_weights
+    )
+    own = response_mask.bool()
+    fall = torch.zeros_like(log_prob)
+    fall[own] = fallen(log_prob[own], old_log_prob[own], advantages[own], turns(own))
+    penalty = agg_loss(fall, response_mask, loss_agg_mode, **config.global_batch_info)
+    return value + config.policy_loss.ppo_kl_coef * penalty, figures | {"actor/llds": penalty.detach().item()}
+
+
+def turns(own: Tensor) -> Tensor:
+    """The lengths (N,) of the runs of true values in the rows of `own` (B, L), in order."""
+    begins = own & ~own.roll(1, dims=1)
+    begins[:, 0] = own[:, 0]
+    run_W = begins[own].cumsum(0) - 1
+    return torch.bincount(run_W, minlength=int(begins.sum()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zerosearch.inference.embedded import model_path
 from zerosearch.training.recipe import Recipe
-from zerosearch.training.recipe_algorithm import ADAMW_BETAS
+from zerosearch.training.recipe_algorithm import ADAMW_BETAS, Algorithm
 from zerosearch.training.verl.check import check
 from zerosearch.training.verl.files import Files
 
@@ -20,19 +20,26 @@ GROUPS = ("model_engine",)
 """Keys that choose a file of verl's configuration, and are no part of it."""
 REINFORCE = {"none": "zerosearch_reinforce", "batch": "zerosearch_reinforce_batch"}
 """REINFORCE's estimators that verl lacks, by `algorithm.baseline`."""
+GROUP = "zerosearch_group"
+"""The estimator that weighs what is below the group's mean."""
+NEGATIVE = "algorithm.negative"
+"""Its weight: a key that verl does not know, and hands on."""
+LLDS = "zerosearch_llds"
+"""The policy loss that keeps the likelihood of good turns."""
 ESTIMATORS = {
     "grpo": "grpo",
     "dr_grpo": "grpo",
     "gspo": "grpo",
     "ppo": "gae",
-    "reinforce_positive": "zerosearch_reinforce_positive",
+    "reinforce_positive": GROUP,
+    "reinforce_llds": GROUP,
     "reinforce_plus_plus": "reinforce_plus_plus",
     "reinforce_plus_plus_baseline": "reinforce_plus_plus_baseline",
     "rloo": "rloo",
 }
 """Those of the other types."""
 OWN = "zerosearch_"
-"""How the names of estimators begin that `estimators` registers, since verl lacks them."""
+"""How the names of what `estimators` registers begin, since verl lacks it."""
 AGGREGATIONS = {
     "token_mean": "token-mean",
     "sequence_mean": "seq-mean-token-mean",
@@ -103,7 +110,7 @@ def _model(recipe: Recipe) -> Keys:
     }
     if cpu:
         keys[f"{MODEL}.override_config.attn_implementation"] = "sdpa"
-    if _estimator(recipe).startswith(OWN):
+    if _estimator(recipe).startswith(OWN) or recipe.algorithm.llds_coefficient:
         keys[f"{MODEL}.external_lib"] = "zerosearch.training.verl.estimators"
     return keys | (_lora(recipe) if recipe.lora.rank else {})
 
@@ -164,6 +171,8 @@ def _rollout(recipe: Recipe, files: Files) -> Keys:
 def _estimator(recipe: Recipe) -> str:
     """verl's name of the advantage estimator; REINFORCE with the mean of the group is GRPO's."""
     algorithm = recipe.algorithm
+    if algorithm.estimator == "group" and algorithm.negative != 1:
+        return GROUP
     return REINFORCE.get(algorithm.baseline, "grpo") if algorithm.type == "reinforce" else ESTIMATORS[algorithm.type]
 
 
@@ -182,8 +191,11 @@ def _algorithm(recipe: Recipe) -> Keys:
         "algorithm.gamma": algorithm.discount,
         "algorithm.lam": algorithm.critic.gae_lambda,
         "algorithm.use_kl_in_reward": in_reward,
-        "algorithm.rollout_correction.bypass_mode": not algorithm.recomputes,
+        # verl takes a loss of its own where the ratio starts from the sampler's probabilities.
+        "algorithm.rollout_correction.bypass_mode": not (algorithm.recomputes or algorithm.llds_coefficient),
     }
+    if _estimator(recipe) == GROUP:
+        keys[NEGATIVE] = algorithm.negative
     if in_reward:
         keys |= {
             "algorithm.kl_penalty": algorithm.kl_estimator,
@@ -209,7 +221,7 @@ def _actor(recipe: Recipe) -> Keys:
         f"{ACTOR}.ppo_mini_batch_size": training.questions_per_step // algorithm.mini_batches,
         f"{ACTOR}.ppo_epochs": algorithm.epochs,
         f"{ACTOR}.shuffle": False,
-        f"{ACTOR}.policy_loss.loss_mode": "gspo" if algorithm.ratio == "sequence" else "vanilla",
+        f"{ACTOR}.policy_loss.loss_mode": _policy_loss(algorithm),
         f"{ACTOR}.clip_ratio_low": algorithm.clip_low,
         f"{ACTOR}.clip_ratio_high": algorithm.clip_high,
         f"{ACTOR}.clip_ratio_c": algorithm.dual_clip or NO_DUAL_CLIP,
@@ -217,12 +229,20 @@ def _actor(recipe: Recipe) -> Keys:
         f"{ACTOR}.entropy_coeff": algorithm.entropy_coefficient,
         f"{ACTOR}.use_kl_loss": in_loss,
     }
+    if algorithm.llds_coefficient:
+        keys[f"{ACTOR}.policy_loss.ppo_kl_coef"] = algorithm.llds_coefficient
     if algorithm.aggregation == "fixed_length":
         keys[f"{ACTOR}.loss_scale_factor"] = algorithm.fixed_length or recipe.policy_tokens
     if in_loss:
         keys[f"{ACTOR}.kl_loss_coef"] = algorithm.kl_coefficient
         keys[f"{ACTOR}.kl_loss_type"] = algorithm.kl_estimator
     return keys
+
+
+def _policy_loss(algorithm: Algorithm) -> str:
+    if algorithm.llds_coefficient:
+        return LLDS
+    return "gspo" if algorithm.ratio == "sequence" else "vanilla"
 
 
 def _critic(recipe: Recipe) -> Keys:
