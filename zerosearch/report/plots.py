@@ -106,7 +106,14 @@ def _draw_reward(axis: Any, rows: list[dict[str, Any]], results: Results) -> Non
     axis.set_ylim(min(0.0, *rewards), max(1.0, *rewards) + 0.02)
     axis.set_title("Reward in training, and F1 with the real search engine", fontweight="bold", pad=26)
     legend = axis.legend(
-        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, handlelength=1.6, borderpad=0, borderaxespad=0.4
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=4,
+        fontsize=9.5,
+        columnspacing=1.6,
+        handlelength=1.6,
+        borderpad=0,
+        borderaxespad=0.4,
     )
     legend.set_in_layout(False)
     axis.tick_params(labelbottom=True)
