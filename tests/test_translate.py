@@ -391,7 +391,7 @@ def test_advantages_and_losses_are_the_local_trainers(kind: str, baseline: str) 
 
 
 def test_observations_get_no_advantage_and_failed_episodes_move_no_baseline() -> None:
-    from zerosearch.training.verl.estimators import reinforce, reinforce_batch
+    from zerosearch.training.verl.core_algos import reinforce, reinforce_batch
 
     mask = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
     rewards = torch.tensor([[0.0, 0, 1, 0], [0, 0.5, 0, 0], [0, 0, 0, 0]])
@@ -403,7 +403,7 @@ def test_observations_get_no_advantage_and_failed_episodes_move_no_baseline() ->
 
 
 def test_what_stands_out_in_its_group_has_an_advantage_and_what_falls_short_a_weighed_one() -> None:
-    from zerosearch.training.verl.estimators import less_group_mean
+    from zerosearch.training.verl.core_algos import less_group_mean
 
     mask = torch.tensor([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
     rewards = torch.tensor([[0.0, 0, 1], [0, 0.5, 0], [1, 0, 0], [0, 0, 0]])

@@ -18,14 +18,16 @@ Keys = dict[str, object]
 
 GROUPS = ("model_engine",)
 """Keys that choose a file of verl's configuration, and are no part of it."""
-REINFORCE = {"none": "zerosearch_reinforce", "batch": "zerosearch_reinforce_batch"}
-"""REINFORCE's estimators that verl lacks, by `algorithm.baseline`."""
-GROUP = "zerosearch_group"
-"""The estimator that weighs what is below the group's mean."""
-NEGATIVE = "algorithm.negative"
-"""Its weight: a key that verl does not know, and hands on."""
+OWN = "zerosearch_"
+"""How the names of what `core_algos` registers begin, since verl lacks it."""
 LLDS = "zerosearch_llds"
 """The policy loss that keeps the likelihood of good turns."""
+GROUP = "zerosearch_group"
+"""The advantage estimator that weighs what is below the group's mean."""
+NEGATIVE = "algorithm.negative"
+"""Its weight: a key that verl does not know, and hands on."""
+REINFORCE = {"none": "zerosearch_reinforce", "batch": "zerosearch_reinforce_batch"}
+"""REINFORCE's estimators that verl lacks, by `algorithm.baseline`."""
 ESTIMATORS = {
     "grpo": "grpo",
     "dr_grpo": "grpo",
@@ -38,8 +40,6 @@ ESTIMATORS = {
     "rloo": "rloo",
 }
 """Those of the other types."""
-OWN = "zerosearch_"
-"""How the names of what `estimators` registers begin, since verl lacks it."""
 AGGREGATIONS = {
     "token_mean": "token-mean",
     "sequence_mean": "seq-mean-token-mean",
@@ -111,7 +111,7 @@ def _model(recipe: Recipe) -> Keys:
     if cpu:
         keys[f"{MODEL}.override_config.attn_implementation"] = "sdpa"
     if _estimator(recipe).startswith(OWN) or recipe.algorithm.llds_coefficient:
-        keys[f"{MODEL}.external_lib"] = "zerosearch.training.verl.estimators"
+        keys[f"{MODEL}.external_lib"] = "zerosearch.training.verl.core_algos"
     return keys | (_lora(recipe) if recipe.lora.rank else {})
 
 
@@ -169,7 +169,8 @@ def _rollout(recipe: Recipe, files: Files) -> Keys:
 
 
 def _estimator(recipe: Recipe) -> str:
-    """verl's name of the advantage estimator; REINFORCE with the mean of the group is GRPO's."""
+    """The name of the advantage estimator: GRPO's where the mean of the group is subtracted, unless what is below it
+    weighs less."""
     algorithm = recipe.algorithm
     if algorithm.estimator == "group" and algorithm.negative != 1:
         return GROUP

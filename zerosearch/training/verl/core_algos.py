@@ -1,4 +1,4 @@
-"""Advantage estimators and a policy loss that verl lacks, registered with it when this module is imported."""
+"""Advantage estimators and a policy loss that verl's `core_algos` lacks, registered there when this is imported."""
 
 from typing import Any
 
@@ -75,20 +75,20 @@ def keeping_likelihood(
 ) -> tuple[Tensor, dict[str, Any]]:
     """verl's clipped surrogate, and the fall in likelihood of good turns (`fallen`), each aggregated alike.
 
-    All of shape (B, L), log-probabilities in nats. config: of the actor; `policy_loss.ppo_kl_coef` is the weight of the
-    fall, since verl has no key for it.
+    All of shape (B, L), log-probabilities in nats. config: of the actor, whose class takes verl's keys alone: the
+    weight of the fall is in `policy_loss.ppo_kl_coef`, which only another loss reads.
     """
     value, figures = compute_policy_loss_vanilla(
         old_log_prob, log_prob, advantages, response_mask, loss_agg_mode, config, rollout_is_weights
     )
     own = response_mask.bool()
     fall = torch.zeros_like(log_prob)
-    fall[own] = fallen(log_prob[own], old_log_prob[own], advantages[own], turns(own))
+    fall[own] = fallen(log_prob[own], old_log_prob[own], advantages[own], turn_lengths(own))
     penalty = agg_loss(fall, response_mask, loss_agg_mode, **config.global_batch_info)
     return value + config.policy_loss.ppo_kl_coef * penalty, figures | {"actor/llds": penalty.detach().item()}
 
 
-def turns(own: Tensor) -> Tensor:
+def turn_lengths(own: Tensor) -> Tensor:
     """The lengths (N,) of the runs of true values in the rows of `own` (B, L), in order."""
     begins = own & ~own.roll(1, dims=1)
     begins[:, 0] = own[:, 0]
