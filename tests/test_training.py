@@ -28,7 +28,7 @@ from zerosearch.report.run_folder import RunFolder
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.training import checkpoint, stages, trainer
 from zerosearch.training.checkpoint import checkpoints
-from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("lively")
@@ -310,6 +310,16 @@ def test_a_mistake_in_a_later_command_leaves_what_the_run_has_done(model: Path, 
     with pytest.raises(UserError, match="already holds a run"):
         carry_out(model, tmp_path / "run", *ONLY_RL)
     assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_a_mistake_in_a_run_that_goes_on_deletes_nothing(model: Path, tmp_path: Path) -> None:
+    given = [*ONLY_RL, "agent.max_length=120"]
+    recipe = load_recipe("world", [*arguments(model, tmp_path / "run", *given)])
+    RunFolder.create(tmp_path / "run", resolved_toml(recipe))
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="leaves no room"):
+        carry_out(model, tmp_path / "run", "resume=true", *given)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 def test_kinds_cannot_be_balanced_where_there_are_none(model: Path, tmp_path: Path) -> None:

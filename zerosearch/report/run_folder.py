@@ -38,6 +38,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.trajectories = path / "trajectories"
         self.metrics = MetricsLog(path / "metrics.jsonl")
+        self._created = False
 
     @classmethod
     def create(cls, path: Path | str, resolved_recipe: str) -> "RunFolder":
@@ -66,7 +67,9 @@ class RunFolder:
             raise UserError(f"{path} cannot be made ({error.strerror}): choose another folder") from error
         write_atomically(folder.recipe, resolved_recipe)
         write_atomically(folder.versions, json_file(gather_versions()))
-        return cls.open(path)
+        folder = cls.open(path)
+        folder._created = True
+        return folder
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":
@@ -84,9 +87,9 @@ class RunFolder:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was done yet: there are no metrics, results, trajectories or checkpoints."""
+        """Whether `create` has made it, and there are no metrics, results, trajectories or checkpoints yet."""
         done = (*self.checkpoints.iterdir(), *self.trajectories.iterdir(), self.results)
-        return not (any(path.exists() for path in done) or self.metrics.rows())
+        return self._created and not (any(path.exists() for path in done) or self.metrics.rows())
 
     def discard(self) -> None:
         """Remove the folder with all that is in it."""
