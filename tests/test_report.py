@@ -5,10 +5,12 @@ import re
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scores import scored, system
 
 from zerosearch.agent.trajectory import Search, Trajectory
@@ -70,6 +72,27 @@ def test_the_plot_is_a_png_of_readme_size(noisy: bool, tmp_path: Path) -> None:
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", data[16:24]) == (1440, 864)
     assert len(data) > 20_000
+
+
+def test_the_plots_legend_neither_covers_its_title_nor_leaves_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def seen(self: Figure, *given: Any, **named: Any) -> None:
+        drawn.append(self)
+        save(self, *given, **named)
+
+    monkeypatch.setattr(Figure, "savefig", seen)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(1, 101):  # the mean of so many steps has the longest name
+        log.append("rl", step, {"reward": step / 100, "searches": 2.0})
+    plot_learning_curve(log.path, three_systems(), tmp_path / "curve.png")
+    [figure] = drawn
+    axis = figure.axes[0]
+    legend = axis.get_legend().get_window_extent()
+    assert legend.y1 < axis.title.get_window_extent().y0 and legend.x1 < figure.bbox.x1
 
 
 def test_no_curve_without_rewards(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import test_against_verl as compared
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from zerosearch.errors import UserError
@@ -30,6 +31,7 @@ from zerosearch.training.verl.reserved import FIXED, SAID_OTHERWISE
 from zerosearch.training.verl.translate import (
     ACTOR,
     CRITIC,
+    LLDS,
     MODEL,
     NEGATIVE,
     ROLLOUT,
@@ -413,6 +415,22 @@ def test_what_stands_out_in_its_group_has_an_advantage_and_what_falls_short_a_we
         low = -0.25 * negative
         assert found.tolist() == returns.tolist() == [[0.25, 0, 0.25], [low, low, 0], [0, 0, 0], [0, 0, 0]]
         assert torch.signbit(found).tolist() == [[False] * 3, [True, True, False], [False] * 3, [False] * 3]
+
+
+@given(st.integers(1, 6).flatmap(lambda width: st.lists(st.lists(st.booleans(), min_size=width, max_size=width))))
+def test_a_turn_is_a_run_of_own_tokens_in_a_row(rows: list[list[bool]]) -> None:
+    from zerosearch.training.verl.core_algos import turn_lengths
+
+    assume(rows)
+    expected = [sum(run) for row in rows for own, run in groupby(row) if own]
+    assert turn_lengths(torch.tensor(rows)).tolist() == expected
+
+
+def test_verl_takes_our_loss_only_where_it_recomputes() -> None:
+    keys = keys_of(*CPU, "algorithm.type=reinforce_llds")
+    assert keys["algorithm.rollout_correction.bypass_mode"] is False
+    assert keys[f"{ACTOR}.policy_loss.loss_mode"] == LLDS
+    assert keys[f"{MODEL}.external_lib"] == "zerosearch.training.verl.core_algos"
 
 
 def test_the_critic_is_the_recipes() -> None:
