@@ -19,7 +19,7 @@ from zerosearch.search.bm25 import BM25Engine
 from zerosearch.simulation.quality import holds_answer
 from zerosearch.simulation.template import format_documents, load_template
 from zerosearch.simulation.tune import LabelledPage, collect_pages, page_example, tuning_trees
-from zerosearch.training.demonstrations import demonstrate, script, supervised_tree
+from zerosearch.training.demonstrations import Plan, demonstrate, right_plan, script, supervised_tree
 
 TOKENS = tiny.tokenizer()
 SETTINGS = EpisodeSettings(max_turns=4, max_tokens_per_turn=200, max_observation_tokens=600, max_length=6000)
@@ -172,7 +172,7 @@ def test_a_script_looks_for_each_hop_and_then_answers() -> None:
     ]
     hops = (Hop("Silver Anchor", "founder", ("Alice Turner",)), Hop("Alice Turner", "birthplace", ("Lagos",)))
     question = Question("1", "Where was the founder of Silver Anchor born?", ("Lagos",), "d", "two_hop", "f", hops)
-    found = script(question, BM25Engine(corpus), 1, in_vain=None)
+    found = script(question, right_plan(question), BM25Engine(corpus), 1, in_vain=None)
     assert found is not None
     assert [turn.text.split("\n")[1] for turn in found] == [
         "<search> Silver Anchor founder </search>",
@@ -180,9 +180,9 @@ def test_a_script_looks_for_each_hop_and_then_answers() -> None:
         "<answer> Lagos </answer>",
     ]
     assert [turn.documents for turn in found] == [(corpus[0],), (corpus[1],), ()]
-    vain = script(question, BM25Engine(corpus), 1, in_vain=0)
+    vain = script(question, right_plan(question), BM25Engine(corpus), 1, in_vain=0)
     assert vain is not None and [turn.documents for turn in vain][:2] == [(corpus[2],), (corpus[0],)]
-    assert script(question, BM25Engine(corpus[1:]), 1, in_vain=None) is None
+    assert script(question, right_plan(question), BM25Engine(corpus[1:]), 1, in_vain=None) is None
 
 
 def test_without_searches_the_facts_are_recalled_and_the_prompt_speaks_of_no_engine() -> None:

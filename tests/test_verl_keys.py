@@ -98,7 +98,7 @@ REFUSED: dict[str, list[str]] = {
     "model.drafts": ["model.drafts=4"],
     "simulation.frozen": ["search.type=simulated", "simulation.mode=self", "simulation.frozen=true"],
     "training.resample": ["training.resample=1"],
-    "training.ahead": ["training.ahead=true"],
+    "training.ahead": ["training.ahead=true", "algorithm.correction=token"],
     "training.threads": ["training.threads=2"],
     "training.workers": ["training.workers=2"],
     "algorithm.whiten": ["algorithm.whiten=true"],

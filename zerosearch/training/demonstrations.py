@@ -1,11 +1,13 @@
 """Demonstrations of the protocol, made from training questions: scripted episodes that run as real ones do.
 
 The same coroutine that runs the policy runs the script, so a demonstration has the very tokens that an
-episode would have. Some of them search in vain first, and search again.
+episode would have. Some of them search in vain first, and search again. Some follow a plan that ends a hop early or
+goes a hop too far: how facts are looked up can be imitated from those, but which facts a question needs cannot.
 """
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,34 @@ class Turn:
     documents: tuple[Document, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is looked up for a question, and what is answered then."""
+
+    hops: tuple[Hop, ...]
+    answer: str
+
+
+def right_plan(question: Question) -> Plan:
+    """Return the plan of the question's own hops."""
+    return Plan(question.hops, question.golden_answers[0])
+
+
+def wrong_plan(question: Question, facts: Mapping[str, Sequence[Hop]], generator: random.Random) -> Plan | None:
+    """Return a plan that ends a hop early or, where there is one hop only, goes a hop too far.
+
+    facts: by subject. None is returned where nothing is known of the answer of the only hop.
+    """
+    *hops, last = question.hops
+    if hops:
+        return Plan(tuple(hops), last.subject)
+    more = [hop for answer in last.answers for hop in facts.get(answer, ())]
+    if not more:
+        return None
+    hop = generator.choice(more)
+    return Plan((last, hop), hop.answers[0])
+
+
 class _Script:
     """A sampler and a search engine that both read from the script."""
 
@@ -56,19 +86,19 @@ class _Script:
         return Page(self._turn.documents)
 
 
-def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) -> list[Turn] | None:
-    """Return the turns that answer the question by its hops; None where the engine does not find a hop's answer.
+def script(question: Question, plan: Plan, engine: BM25Engine, k: int, in_vain: int | None) -> list[Turn] | None:
+    """Return the turns that carry the plan out; None where the engine does not find a hop's answer.
 
     in_vain: the hop at which a first search brings a page without the answer; None for none.
     """
     turns: list[Turn] = []
-    known = _opening(question)
-    for index, hop in enumerate(question.hops):
+    known = _opening(question, plan)
+    for index, hop in enumerate(plan.hops):
         found = engine.rank(f"{hop.subject} {hop.relation}", 2 * k)
         page, next_page = tuple(found[:k]), tuple(found[k:])
         if not holds_answer(page, hop.answers):
             return None
-        wish = _wish(question, index)
+        wish = _wish(question, plan, index)
         query = f"<search> {hop.subject} {hop.relation} </search>"
         if index == in_vain:
             if holds_answer(next_page, hop.answers):
@@ -76,23 +106,24 @@ def script(question: Question, engine: BM25Engine, k: int, in_vain: int | None) 
             turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", next_page))
             known, wish = "", f"That does not tell it. {wish}"
         turns.append(Turn(f"<think> {known}{wish} </think>\n{query}", page))
-        known = _fact(question, index)
-    return [*turns, _conclusion(question, known)]
+        known = _fact(question, plan, index)
+    return [*turns, _conclusion(known, plan)]
 
 
 def recall(question: Question) -> list[Turn]:
     """Return the one turn that answers from memory, hop by hop: for a policy that has no engine."""
-    return [_conclusion(question, "".join(_fact(question, index) for index in range(len(question.hops))))]
+    plan = right_plan(question)
+    return [_conclusion("".join(_fact(question, plan, index) for index in range(len(plan.hops))), plan)]
 
 
-def _opening(question: Question) -> str:
-    """What the question asks for, in the words of the hops, so that how far to go is read from it and is no habit; and
+def _opening(question: Question, plan: Plan) -> str:
+    """What the question asks for, in the words of its hops, so that how far to go is read from it and is no habit; and
     all that a comparison looks up."""
     if _compares(question):
         one, other, last = question.hops
         meant, both = _meant(question), f"{one.subject} and {other.subject}"
         asked = f"the {last.relation} of the one of {both} with {meant.relation} {meant.answers[0]}"
-        return f"Wanted: {asked}. Compare the {one.relation} of {both}{_asked_of_one(question)}. "
+        return f"Wanted: {asked}. Compare the {one.relation} of {both}{_asked_of_one(question, plan)}. "
     found: dict[str, str] = {}
     wanted: list[str] = []
     for hop in question.hops:
@@ -102,41 +133,41 @@ def _opening(question: Question) -> str:
     return f"Wanted: {' and '.join(wanted)}. "
 
 
-def _wish(question: Question, index: int) -> str:
+def _wish(question: Question, plan: Plan, index: int) -> str:
     """What is looked up now, and what is left for later. Of a comparison, first the candidates are."""
-    hop = question.hops[index]
+    hop = plan.hops[index]
     wanted = f"the {hop.relation} of {hop.subject}"
     if _compares(question):
         return f"Candidate {index + 1}: {wanted}." if index < 2 else f"Look up {wanted}."
-    return f"Look up {wanted}{_left(question, index)}."
+    return f"Look up {wanted}{_left(plan, index)}."
 
 
-def _fact(question: Question, index: int) -> str:
+def _fact(question: Question, plan: Plan, index: int) -> str:
     """What the hop at that index found, and what is left; after both candidates of a comparison, of which of them."""
-    hop = question.hops[index]
+    hop = plan.hops[index]
     if not _compares(question):
-        left = _left(question, index)
+        left = _left(plan, index)
     elif index == 1:
-        left = f"{_asked_of_one(question)}: {question.hops[-1].subject}"
+        left = f"{_asked_of_one(question, plan)}: {question.hops[-1].subject}"
     else:
         left = ""
     return f"The {hop.relation} of {hop.subject} is {hop.answers[0]}{left}. "
 
 
-def _left(question: Question, index: int) -> str:
+def _left(plan: Plan, index: int) -> str:
     """What is to be looked up after the hop at that index: a plan that says how far to go before it is begun, and is
     said again with each fact, so that all that the policy needs to go on or to end is to copy."""
-    known = {answer for hop in question.hops for answer in hop.answers}
+    known = {answer for hop in plan.hops for answer in hop.answers}
     wanted = (
         f"the {hop.relation}" if hop.subject in known else f"the {hop.relation} of {hop.subject}"
-        for hop in question.hops[index + 1 :]
+        for hop in plan.hops[index + 1 :]
     )
     return "".join(f", then {each}" for each in wanted)
 
 
-def _asked_of_one(question: Question) -> str:
-    """What a comparison looks up after its candidates, of the one that has what the question says."""
-    return f", then the {question.hops[-1].relation} of the one with {_meant(question).answers[0]}"
+def _asked_of_one(question: Question, plan: Plan) -> str:
+    """What the plan of a comparison looks up after its candidates, of the one that has what the question says."""
+    return "".join(f", then the {hop.relation} of the one with {_meant(question).answers[0]}" for hop in plan.hops[2:])
 
 
 def _meant(question: Question) -> Hop:
@@ -149,8 +180,8 @@ def _compares(question: Question) -> bool:
     return question.kind == "comparison" and len(question.hops) == 3
 
 
-def _conclusion(question: Question, known: str) -> Turn:
-    return Turn(f"<think> {known}</think>\n<answer> {question.golden_answers[0]} </answer>")
+def _conclusion(known: str, plan: Plan) -> Turn:
+    return Turn(f"<think> {known}</think>\n<answer> {plan.answer} </answer>")
 
 
 async def demonstrate(
@@ -160,9 +191,12 @@ async def demonstrate(
     settings: EpisodeSettings,
     count: int,
     seed: int,
+    wrong_plans: float = 0.0,
     in_vain_share: float = 0.2,
 ) -> list[Trajectory]:
     """Return `count` demonstrations: each family's share is that of `SHARES`, and lies evenly over their order.
+
+    wrong_plans: the share, of the demonstrations of each kind that can have one, that follows a wrong plan.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -172,7 +206,9 @@ async def demonstrate(
     for question in generator.sample(list(questions), len(questions)):
         if question.hops:
             families.setdefault(question.family, []).append(question)
+    facts = _facts(questions)
     demonstrations: list[Trajectory] = []
+    can_be_wrong: Counter[str] = Counter()
     turn_of_family = [group for _, group in sorted(families.items()) for _ in range(SHARES.get(group[0].kind, 1))]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
@@ -181,15 +217,19 @@ async def demonstrate(
                 continue
             question = family.pop()
             in_vain = generator.randrange(len(question.hops)) if generator.random() < in_vain_share else None
-            turns = script(question, engine, settings.k, in_vain) if settings.max_turns else recall(question)
+            plan, other = right_plan(question), wrong_plan(question, facts, generator)
+            if settings.max_turns and other and _is_due(can_be_wrong[question.kind], wrong_plans):
+                plan = other
+            turns = script(question, plan, engine, settings.k, in_vain) if settings.max_turns else recall(question)
             if turns is None or len(turns) > settings.max_turns + 1:
                 continue
             play = _Script(tokenizer, turns)
             searched = play if settings.max_turns else None
             protocol = TagProtocol(searches=searched is not None)
             trajectory = await Agent(play, tokenizer, searched, settings, protocol).episode(question)
-            if trajectory.answer in question.golden_answers:
+            if trajectory.answer == plan.answer:
                 demonstrations.append(trajectory)
+                can_be_wrong[question.kind] += other is not None
     if len(demonstrations) < count:
         raise UserError(
             f"only {len(demonstrations)} of warm_start.demonstrations = {count} could be made: the training questions "
@@ -199,6 +239,19 @@ async def demonstrate(
     for trajectory in demonstrations:
         shown.setdefault(trajectory.question.family, []).append(trajectory)
     return spread(shown.values(), generator)  # what a small model learns last it does everywhere
+
+
+def _facts(questions: Sequence[Question]) -> dict[str, list[Hop]]:
+    """What the questions' hops tell, by subject, each fact once."""
+    facts: dict[str, list[Hop]] = {}
+    for hop in dict.fromkeys(hop for question in questions for hop in question.hops):
+        facts.setdefault(hop.subject, []).append(hop)
+    return facts
+
+
+def _is_due(before: int, share: float) -> bool:
+    """Whether the next of a kind is among the share of it, which lies evenly over all."""
+    return int((before + 1) * share) > int(before * share)
 
 
 def supervised_tree(trajectory: Trajectory) -> Tree:

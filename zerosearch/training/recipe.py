@@ -301,6 +301,9 @@ class WarmStart(Section):
     """Run this stage."""
     demonstrations: Positive = 64
     """Demonstrations, all on training questions."""
+    wrong_plans: Share = 0.0
+    """Share of them whose plan ends a hop early, or goes a hop too far where one is enough: they show how facts are
+    looked up, and leave which facts a question needs to reinforcement."""
     epochs: Positive = 1
     """Passes over the demonstrations."""
     batch_size: Positive = 8
@@ -442,11 +445,11 @@ class Recipe(Section):
                 f"training.samples_per_question is {training.samples_per_question}, but {algorithm.title} compares the "
                 "samples of a question; set it to 2 or more"
             )
-        if training.ahead and algorithm.recompute and algorithm.correction == "none":
+        if training.ahead and algorithm.recomputes and algorithm.correction == "none":
             raise ValueError(
-                "training.ahead samples with older weights and algorithm.recompute starts the ratio at newer ones, so "
-                'that nothing weighs the difference; set algorithm.correction = "token" or "sequence", or '
-                "algorithm.recompute = false"
+                "training.ahead samples with older weights, and algorithm.recompute or llds_coefficient starts the ratio "
+                'at newer ones, so that nothing weighs the difference; set algorithm.correction = "token" or "sequence", '
+                "or algorithm.recompute = false and llds_coefficient = 0"
             )
         for hindrance in self._keeps_one_process() if training.workers > 1 else ():
             raise ValueError(f"training.workers is {training.workers}, but {hindrance}; set training.workers = 1")

@@ -121,7 +121,8 @@ class Algorithm(Section):
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of a bonus for the entropy of the policy's next token."""
     llds_coefficient: NonNegativeFloat = 0.0
-    """Weight of the fall in likelihood of turns whose advantage is not negative; the paper's is 0.2, 0 = off."""
+    """Weight of the fall in likelihood of turns whose advantage is not negative; the paper's is 0.2, 0 = off. It
+    recomputes: a sampler's probabilities differ from the trainer's by more than turns fall in an update."""
     recompute: bool = False
     """Start the ratio from probabilities that the trainer computes before its first update, not the sampler's."""
     correction: Literal["none", "token", "sequence"] = "none"
@@ -154,7 +155,8 @@ class Algorithm(Section):
 
     @property
     def recomputes(self) -> bool:
-        return self.recompute or self.correction != "none"
+        """Whether the trainer computes the probabilities that the ratio starts from."""
+        return self.recompute or self.correction != "none" or self.llds_coefficient > 0
 
     @model_validator(mode="before")
     @classmethod

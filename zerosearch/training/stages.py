@@ -191,6 +191,7 @@ def demonstrations(run: Run) -> list[Trajectory]:
             run.settings(training=True),
             recipe.warm_start.demonstrations,
             recipe.seed,
+            recipe.warm_start.wrong_plans,
         )
     )
 

@@ -193,7 +193,7 @@ def _algorithm(recipe: Recipe) -> Keys:
         "algorithm.lam": algorithm.critic.gae_lambda,
         "algorithm.use_kl_in_reward": in_reward,
         # verl takes a loss of its own where the ratio starts from the sampler's probabilities.
-        "algorithm.rollout_correction.bypass_mode": not (algorithm.recomputes or algorithm.llds_coefficient),
+        "algorithm.rollout_correction.bypass_mode": not algorithm.recomputes,
     }
     if _estimator(recipe) == GROUP:
         keys[NEGATIVE] = algorithm.negative
