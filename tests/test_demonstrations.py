@@ -1,6 +1,7 @@
 """Demonstrations and tuning pages: right, repeatable, as many as asked for, and of the training half only."""
 
 import asyncio
+import random
 from collections import Counter
 from functools import cache
 
@@ -19,7 +20,7 @@ from zerosearch.search.bm25 import BM25Engine
 from zerosearch.simulation.quality import holds_answer
 from zerosearch.simulation.template import format_documents, load_template
 from zerosearch.simulation.tune import LabelledPage, collect_pages, page_example, tuning_trees
-from zerosearch.training.demonstrations import Plan, demonstrate, right_plan, script, supervised_tree
+from zerosearch.training.demonstrations import Plan, demonstrate, right_plan, script, supervised_tree, wrong_plan
 
 TOKENS = tiny.tokenizer()
 SETTINGS = EpisodeSettings(max_turns=4, max_tokens_per_turn=200, max_observation_tokens=600, max_length=6000)
@@ -33,6 +34,11 @@ def engine() -> BM25Engine:
 @cache
 def demonstrations(count: int = 64, seed: int = 0) -> list[Trajectory]:
     return asyncio.run(demonstrate(build_world().train, engine(), TOKENS, SETTINGS, count, seed))
+
+
+@cache
+def half_wrong(seed: int = 0) -> list[Trajectory]:
+    return asyncio.run(demonstrate(build_world().train, engine(), TOKENS, SETTINGS, 53, seed, wrong_plans=0.5))
 
 
 @cache
@@ -104,7 +110,8 @@ def test_a_comparison_looks_up_both_candidates_and_then_says_which_is_meant(mean
     cities = {"A": "Rome", "B": "Oslo"}
     hops = (*(Hop(name, "birthplace", (city,)) for name, city in cities.items()), Hop(meant, "birth year", ("1900",)))
     corpus = [Document(name, f"birthplace {city}, birth year 1900") for name, city in cities.items()]
-    turns = script(Question("1", "?", ("1900",), "d", "comparison", hops=hops), BM25Engine(corpus), 2, None)
+    question = Question("1", "?", ("1900",), "d", "comparison", hops=hops)
+    turns = script(question, right_plan(question), BM25Engine(corpus), 2, None)
     assert turns is not None and len(turns) == 4
     assert turns[1].text.startswith("<think> The birthplace of A is Rome. Candidate 2: the birthplace of B. </think>")
     said = f"The birthplace of B is Oslo, then the birth year of the one with {cities[meant]}: {meant}."
@@ -113,12 +120,9 @@ def test_a_comparison_looks_up_both_candidates_and_then_says_which_is_meant(mean
 
 def test_another_comparison_is_told_fact_by_fact() -> None:
     hops = (Hop("A", "birthplace", ("Rome",)), Hop("B", "birthplace", ("Oslo",)))
-    turns = script(
-        Question("1", "?", ("no",), "d", "comparison", hops=hops),
-        BM25Engine([Document("A", "birthplace Rome"), Document("B", "birthplace Oslo")]),
-        2,
-        None,
-    )
+    corpus = [Document("A", "birthplace Rome"), Document("B", "birthplace Oslo")]
+    question = Question("1", "?", ("no",), "d", "comparison", hops=hops)
+    turns = script(question, right_plan(question), BM25Engine(corpus), 2, None)
     assert turns is not None
     plan = "Look up the birthplace of A, then the birthplace of B."
     assert turns[0].text.startswith(f"<think> Wanted: the birthplace of A and the birthplace of B. {plan} </think>")
@@ -147,6 +151,42 @@ def test_they_are_the_same_each_time_and_others_for_another_seed() -> None:
     assert [t.token_ids for t in again] == [t.token_ids for t in demonstrations(7)]
     other = {t.question.id for t in demonstrations(7, seed=1)}
     assert other != {t.question.id for t in demonstrations(7)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_each_kind_half_follow_a_wrong_plan_where_that_is_asked_for(seed: int) -> None:
+    made = Counter((t.question.kind, t.answer in t.question.golden_answers) for t in half_wrong(seed))
+    for kind in ("two_hop", "comparison"):
+        assert abs(made[kind, True] - made[kind, False]) <= 1
+    assert 2 <= made["one_hop", False] <= made["one_hop", True], "of some subjects only one fact is known"
+    assert all(t.answer in t.question.golden_answers for t in demonstrations())
+
+
+def test_a_wrong_plan_looks_all_up_and_another_fact_in_the_end() -> None:
+    for trajectory in half_wrong():
+        question = trajectory.question
+        turns = [segment.text for segment in trajectory.segments if segment.kind == "policy"]
+        queries = list(dict.fromkeys(turn.split("<search> ")[1] for turn in turns[:-1]))  # those in vain come twice
+        asked = [f"{hop.subject} {hop.relation} </search>" for hop in question.hops]
+        assert trajectory.ending == "answered" and not trajectory.invalid_actions
+        assert f"Wanted: the {question.hops[-1].relation} of " in turns[0]
+        if trajectory.answer in question.golden_answers:
+            assert queries == asked
+        else:
+            *first, last = queries
+            # What is asked for by mistake may have been looked up before, where it tells two candidates apart.
+            assert [*first, last] == asked[:-1] or (first == asked[:-1] and last.startswith(question.hops[-1].subject))
+
+
+def test_wrong_plans_name_nothing_of_the_test_half() -> None:
+    assert not any(names_in(segment.text) for trajectory in half_wrong() for segment in trajectory.segments)
+
+
+def test_a_plan_is_wrong_where_another_fact_of_the_subject_is_known() -> None:
+    question = Question("1", "How high?", ("900",), "d", "one_hop", hops=(Hop("Peru", "elevation", ("900",)),))
+    known = {"Peru": [question.hops[0], Hop("Peru", "capital", ("Lima",))], "900": [Hop("900", "successor", ("901",))]}
+    assert wrong_plan(question, known, random.Random(0)) == Plan((known["Peru"][1],), "Lima")
+    assert wrong_plan(question, {"Peru": [question.hops[0]]}, random.Random(0)) is None
 
 
 def test_they_keep_to_the_budget_of_an_episode() -> None:

@@ -98,6 +98,7 @@ REFUSED: dict[str, list[str]] = {
     "model.drafts": ["model.drafts=4"],
     "simulation.frozen": ["search.type=simulated", "simulation.mode=self", "simulation.frozen=true"],
     "training.resample": ["training.resample=1"],
+    "warm_start.rehearsed": ["warm_start.enabled=true", "warm_start.rehearsed=1"],
     "training.ahead": ["training.ahead=true", "algorithm.correction=token"],
     "training.threads": ["training.threads=2"],
     "training.workers": ["training.workers=2"],
@@ -172,7 +173,13 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
         "simulation.tuning.enabled": TUNED,
     },
     carried_out.taught: of(
-        "warm_start", "demonstrations=7", "epochs=3", "batch_size=5", "learning_rate=1e-3", "average=0.5"
+        "warm_start",
+        "demonstrations=7",
+        "epochs=3",
+        "batch_size=5",
+        "learning_rate=1e-3",
+        "average=0.5",
+        "wrong_plans=0.5",
     ),
     carried_out.tuned: {
         **of("simulation.tuning", "pages=7", "epochs=3", "batch_size=5", "learning_rate=1e-3", needed=TUNED),
@@ -203,8 +210,10 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
 WITH_ANOTHER = {
     "simulation.noise.target": "simulation.noise.schedule",
     "simulation.noise.max_change": "simulation.noise.schedule",
+    "warm_start.rehearsal_weight": "warm_start.rehearsed",
 }
 """Of account only with a value of another key which is refused."""
+SCHEDULED = ["search.type=simulated", "simulation.noise.schedule=adaptive"]
 
 
 def keys_of(section: type[BaseModel], prefix: str = "") -> set[str]:
@@ -245,7 +254,7 @@ def test_what_verl_cannot_do_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", WITH_ANOTHER)
 def test_what_is_refused_takes_keys_along(key: str) -> None:
     with pytest.raises(UserError, match=re.escape(WITH_ANOTHER[key])):
-        told("search.type=simulated", "simulation.noise.schedule=adaptive", f"{key}=0.01")
+        told(*REFUSED.get(WITH_ANOTHER[key], SCHEDULED), f"{key}=0.01")
 
 
 class Workbench:

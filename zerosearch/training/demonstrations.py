@@ -1,8 +1,8 @@
 """Demonstrations of the protocol, made from training questions: scripted episodes that run as real ones do.
 
 The same coroutine that runs the policy runs the script, so a demonstration has the very tokens that an
-episode would have. Some of them search in vain first, and search again. Some follow a plan that ends a hop early or
-goes a hop too far: how facts are looked up can be imitated from those, but which facts a question needs cannot.
+episode would have. Some of them search in vain first, and search again. Some ask for another fact in the end than
+the question does: how facts are looked up can be imitated from those, but which one answers the question cannot.
 """
 
 import random
@@ -54,18 +54,16 @@ def right_plan(question: Question) -> Plan:
 
 
 def wrong_plan(question: Question, facts: Mapping[str, Sequence[Hop]], generator: random.Random) -> Plan | None:
-    """Return a plan that ends a hop early or, where there is one hop only, goes a hop too far.
+    """Return the plan whose last hop asks for another fact of the same subject; None where no other is known.
 
-    facts: by subject. None is returned where nothing is known of the answer of the only hop.
+    facts: by subject.
     """
     *hops, last = question.hops
-    if hops:
-        return Plan(tuple(hops), last.subject)
-    more = [hop for answer in last.answers for hop in facts.get(answer, ())]
-    if not more:
+    others = [hop for hop in facts.get(last.subject, ()) if hop.relation != last.relation]
+    if not others:
         return None
-    hop = generator.choice(more)
-    return Plan((last, hop), hop.answers[0])
+    other = generator.choice(others)
+    return Plan((*hops, other), other.answers[0])
 
 
 class _Script:
@@ -196,7 +194,7 @@ async def demonstrate(
 ) -> list[Trajectory]:
     """Return `count` demonstrations: each family's share is that of `SHARES`, and lies evenly over their order.
 
-    wrong_plans: the share, of the demonstrations of each kind that can have one, that follows a wrong plan.
+    wrong_plans: the share of the demonstrations of each kind that follows a wrong plan, as far as there is one.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -208,7 +206,8 @@ async def demonstrate(
             families.setdefault(question.family, []).append(question)
     facts = _facts(questions)
     demonstrations: list[Trajectory] = []
-    can_be_wrong: Counter[str] = Counter()
+    made: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
     turn_of_family = [group for _, group in sorted(families.items()) for _ in range(SHARES.get(group[0].kind, 1))]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
@@ -217,9 +216,9 @@ async def demonstrate(
                 continue
             question = family.pop()
             in_vain = generator.randrange(len(question.hops)) if generator.random() < in_vain_share else None
-            plan, other = right_plan(question), wrong_plan(question, facts, generator)
-            if settings.max_turns and other and _is_due(can_be_wrong[question.kind], wrong_plans):
-                plan = other
+            plan, kind = right_plan(question), question.kind
+            if settings.max_turns and wrong[kind] + 1 <= (made[kind] + 1) * wrong_plans:
+                plan = wrong_plan(question, facts, generator) or plan
             turns = script(question, plan, engine, settings.k, in_vain) if settings.max_turns else recall(question)
             if turns is None or len(turns) > settings.max_turns + 1:
                 continue
@@ -229,7 +228,8 @@ async def demonstrate(
             trajectory = await Agent(play, tokenizer, searched, settings, protocol).episode(question)
             if trajectory.answer == plan.answer:
                 demonstrations.append(trajectory)
-                can_be_wrong[question.kind] += other is not None
+                made[kind] += 1
+                wrong[kind] += plan.answer not in question.golden_answers
     if len(demonstrations) < count:
         raise UserError(
             f"only {len(demonstrations)} of warm_start.demonstrations = {count} could be made: the training questions "
@@ -247,11 +247,6 @@ def _facts(questions: Sequence[Question]) -> dict[str, list[Hop]]:
     for hop in dict.fromkeys(hop for question in questions for hop in question.hops):
         facts.setdefault(hop.subject, []).append(hop)
     return facts
-
-
-def _is_due(before: int, share: float) -> bool:
-    """Whether the next of a kind is among the share of it, which lies evenly over all."""
-    return int((before + 1) * share) > int(before * share)
 
 
 def supervised_tree(trajectory: Trajectory) -> Tree:

@@ -302,14 +302,18 @@ class WarmStart(Section):
     demonstrations: Positive = 64
     """Demonstrations, all on training questions."""
     wrong_plans: Share = 0.0
-    """Share of them whose plan ends a hop early, or goes a hop too far where one is enough: they show how facts are
-    looked up, and leave which facts a question needs to reinforcement."""
+    """Share of them that end with another fact of the subject than is asked for: they show how facts are looked up,
+    and leave what to ask to reinforcement."""
     epochs: Positive = 1
     """Passes over the demonstrations."""
     batch_size: Positive = 8
     """Demonstrations in one update."""
     learning_rate: PositiveFloat = 2e-5
     """Peak learning rate."""
+    rehearsed: Count = 0
+    """Demonstrations that each step of reinforcement goes through once more, in turn; 0 = none."""
+    rehearsal_weight: PositiveFloat = 0.1
+    """Weight of their loss beside that of reinforcement at first; it falls linearly to nothing."""
     average: Share = 0.0
     """Share of the updates, the last ones, whose weights are averaged: the order of few demonstrations then says less
     about what is learned; 0 = the last weights."""
@@ -447,12 +451,17 @@ class Recipe(Section):
             )
         if training.ahead and algorithm.recomputes and algorithm.correction == "none":
             raise ValueError(
-                "training.ahead samples with older weights, and algorithm.recompute or llds_coefficient starts the ratio "
-                'at newer ones, so that nothing weighs the difference; set algorithm.correction = "token" or "sequence", '
-                "or algorithm.recompute = false and llds_coefficient = 0"
+                "training.ahead samples with older weights, and algorithm.recompute or llds_coefficient starts the "
+                "ratio at newer ones, so that nothing weighs the difference; set algorithm.correction = "
+                '"token" or "sequence", or algorithm.recompute = false and llds_coefficient = 0'
             )
         for hindrance in self._keeps_one_process() if training.workers > 1 else ():
             raise ValueError(f"training.workers is {training.workers}, but {hindrance}; set training.workers = 1")
+        if self.warm_start.rehearsed and not self.warm_start.enabled:
+            raise ValueError(
+                f"warm_start.rehearsed is {self.warm_start.rehearsed}, but there are no demonstrations without a warm "
+                "start; set warm_start.enabled = true, or warm_start.rehearsed = 0"
+            )
         if training.questions_per_step % algorithm.mini_batches:
             raise ValueError(
                 f"algorithm.mini_batches is {algorithm.mini_batches}, which does not divide "

@@ -21,29 +21,31 @@ from zerosearch.training.checkpoint import (
 from zerosearch.training.health import Watch, engine_figures, step_figures
 from zerosearch.training.learner import Learner
 from zerosearch.training.player import training_player
+from zerosearch.training.rehearsal import Rehearsal
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run, keeping
 
 STAGE = REINFORCEMENT
 
 
-def reinforce(run: Run, start: str) -> None:
+def reinforce(run: Run, start: str, rehearsal: Rehearsal | None = None) -> None:
     """Train the policy for the recipe's steps, or for those that are left.
 
     With `training.ahead`, the episodes of a step run with the weights from before the update of the step before, while
     that update is computed: whenever all of them wait for pages.
 
     start: the folder or name of the model before the first step, which is also the reference.
+    rehearsal: what is learned from demonstrations beside it.
 
     Raises:
         RunError: the simulator's servers were away, too many searches failed, the calls allowed are made, a worker has
             ended, or the policy collapsed. UserError: a reward function failed. The steps done so far are kept.
     """
-    _take_steps(run, start)
+    _take_steps(run, start, rehearsal)
     release_memory()
 
 
-def _take_steps(run: Run, start: str) -> None:
+def _take_steps(run: Run, start: str, rehearsal: Rehearsal | None) -> None:
     recipe, folder, display = run.recipe, run.folder, run.display
     training = recipe.training
     found = checkpoints(folder.checkpoints)
@@ -54,7 +56,7 @@ def _take_steps(run: Run, start: str) -> None:
         add_adapters(policy, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
         if found:
             load_adapter_weights(found[-1], policy)
-    learner = Learner(recipe, policy, start, run.dtype)
+    learner = Learner(recipe, policy, start, run.dtype, rehearsal)
     if found:
         learner.restore(found[-1], state.kl_coefficient)
     folder.resume(STAGE, state.step)

@@ -27,6 +27,7 @@ def update_policy(
     dtype: torch.dtype = torch.float32,
     between: Callable[[], None] = lambda: None,
     whole: Sequence[Lesson] | None = None,
+    beside: Callable[[int], bool] = lambda _: False,
 ) -> dict[str, float]:
     """Take `algorithm.epochs` passes of `algorithm.mini_batches` optimiser steps and return their figures.
 
@@ -35,6 +36,8 @@ def update_policy(
     What a token weighs depends on the whole step's tokens, not on its mini-batch or micro-batch: a small mini-batch
     is a small step. Observation and prompt tokens are read but never scored. between: called before each micro-batch.
     whole: all lessons of the step, where `taught` lacks those of no advantage; a token weighs as if they were there.
+    beside: called with the number of each update, the first being 0; adds another gradient to its own and says whether
+    it did, which is update enough where no episode teaches.
     """
     algorithm, temperature = recipe.algorithm, recipe.training.temperature
 
@@ -43,7 +46,7 @@ def update_policy(
         return policy_loss(scores.log_probs, scores.entropies, experience, weights_W, algorithm)
 
     counted = taught if whole is None else whole
-    figures, norm = _descend(policy, optimizer, taught, counted, recipe, algorithm.aggregation, loss, between)
+    figures, norm = _descend(policy, optimizer, taught, counted, recipe, algorithm.aggregation, loss, between, beside)
     return figures | {"gradient_norm": norm}
 
 
@@ -77,6 +80,7 @@ def _descend(
     aggregation: str,
     loss: Callable[[Sequence[Tree], Experience, Tensor], Loss],
     between: Callable[[], None],
+    beside: Callable[[int], bool] = lambda _: False,
 ) -> tuple[dict[str, float], float]:
     """Take the optimiser steps; return the mean of the figures over tokens, and that of the gradient's norms."""
     algorithm, training = recipe.algorithm, recipe.training
@@ -88,7 +92,7 @@ def _descend(
     everything = episodes_of(counted)
     tokens, episodes = sum(episode.tokens for episode in everything) / parts, len(everything) / parts
     model.train()
-    for _ in range(algorithm.epochs):
+    for epoch in range(algorithm.epochs):
         for number in range(algorithm.mini_batches):
             batch = taught[number :: algorithm.mini_batches]
             for together in packed(batch, training.micro_batch_tokens):
@@ -106,7 +110,8 @@ def _descend(
                 sums.update(found.figures)
                 extremes += found.ratios
                 seen += experience.tokens
-            if batch:
+            added = beside(epoch * algorithm.mini_batches + number)
+            if batch or added:
                 norms.append(nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).item())
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
