@@ -217,7 +217,10 @@ def taught(recipe: Recipe, patch: Patch, folder: Path) -> Any:
     patch.setattr(stages, "demonstrate", demonstrate)
     nothing = {"train_questions": (), "teaching_engine": None, "tokenizer": None, "settings": lambda training: None}
     run = SimpleNamespace(recipe=recipe, dtype=torch.float32, **nothing)
-    return described([stages.demonstrations(run), stages.warm_start_settings(run)])
+    pieces = [SimpleNamespace(kind=kind, token_ids=(1,)) for kind in ("prompt", "policy", "observation", "policy")]
+    shown: Any = SimpleNamespace(segments=pieces, token_ids=[1] * 4, loss_mask=[False, True, False, True])
+    trees = stages.warm_start_trees(run, [shown])  # type: ignore[arg-type]
+    return described([stages.demonstrations(run), len(trees), stages.warm_start_settings(run)])
 
 
 def tuned(recipe: Recipe, patch: Patch, folder: Path) -> Any:

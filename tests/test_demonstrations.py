@@ -20,7 +20,15 @@ from zerosearch.search.bm25 import BM25Engine
 from zerosearch.simulation.quality import holds_answer
 from zerosearch.simulation.template import format_documents, load_template
 from zerosearch.simulation.tune import LabelledPage, collect_pages, page_example, tuning_trees
-from zerosearch.training.demonstrations import Plan, demonstrate, right_plan, script, supervised_tree, wrong_plan
+from zerosearch.training.demonstrations import (
+    Plan,
+    demonstrate,
+    right_plan,
+    script,
+    supervised_tree,
+    turn_trees,
+    wrong_plan,
+)
 
 TOKENS = tiny.tokenizer()
 SETTINGS = EpisodeSettings(max_turns=4, max_tokens_per_turn=200, max_observation_tokens=600, max_length=6000)
@@ -245,6 +253,19 @@ def test_supervised_learning_reads_the_episode_and_learns_what_the_policy_wrote(
         learned = [token for token, wanted in zip(branch.token_ids, branch.wanted, strict=True) if wanted]
         text = TOKENS.decode(learned, clean_up_tokenization_spaces=False)
         assert text.count("<search>") == len(trajectory.searches) and "<information>" not in text
+
+
+def test_turn_by_turn_the_same_tokens_are_learned_after_the_same_ones() -> None:
+    for trajectory in demonstrations(7):
+        trees = turn_trees(trajectory)
+        assert len(trees) == len(trajectory.searches) + 1
+        learned: dict[int, int] = {}
+        for tree in trees:
+            (branch,) = tree.branches
+            assert all(branch.wanted) and [*tree.prefix, *branch.token_ids] == trajectory.token_ids[: tree.tokens]
+            learned |= dict(enumerate(branch.token_ids, len(tree.prefix)))
+        mask = enumerate(zip(trajectory.token_ids, trajectory.loss_mask, strict=True))
+        assert learned == {place: token for place, (token, wanted) in mask if wanted}
 
 
 # Pages for tuning a simulator

@@ -180,6 +180,7 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
         "learning_rate=1e-3",
         "average=0.5",
         "wrong_plans=0.5",
+        "unit=turn",
     ),
     carried_out.tuned: {
         **of("simulation.tuning", "pages=7", "epochs=3", "batch_size=5", "learning_rate=1e-3", needed=TUNED),

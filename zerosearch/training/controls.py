@@ -21,13 +21,12 @@ from zerosearch.search.controls import RandomEngine
 from zerosearch.search.engine import EmptyEngine, SearchEngine
 from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.training.checkpoint import load_state, steps_done
-from zerosearch.training.demonstrations import supervised_tree
 from zerosearch.training.player import Method
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.run import Run
 from zerosearch.training.run_report import write_run_report
 from zerosearch.training.source import last_policy, policy_name
-from zerosearch.training.stages import demonstrations, measure, warm_start, warm_start_settings
+from zerosearch.training.stages import demonstrations, measure, warm_start, warm_start_settings, warm_start_trees
 
 RAG = "RAG, warm start"
 MORE_SUPERVISION = "warm start for as long as RL"
@@ -105,7 +104,7 @@ def _more_supervision(run: Run, name: str) -> None:
         RunError: see `measure`.
     """
     warm_start(run)
-    trees = [supervised_tree(trajectory) for trajectory in demonstrations(run)]
+    trees = warm_start_trees(run, demonstrations(run))
     seconds = load_state(Path(last_policy(run.folder))).seconds
     run.display.stage(name)
     started = time.perf_counter()

@@ -254,3 +254,14 @@ def supervised_tree(trajectory: Trajectory) -> Tree:
     prompt = trajectory.segments[0].token_ids
     rest = len(prompt)
     return Tree(prompt, [Branch(trajectory.token_ids[rest:], trajectory.loss_mask[rest:])])
+
+
+def turn_trees(trajectory: Trajectory) -> list[Tree]:
+    """Return a tree for each turn: all that precedes it, and its tokens, which are wanted."""
+    trees: list[Tree] = []
+    before: list[int] = []
+    for segment in trajectory.segments:
+        if segment.kind == "policy":
+            trees.append(Tree(list(before), [Branch(list(segment.token_ids), [True] * len(segment.token_ids))]))
+        before += segment.token_ids
+    return trees

@@ -27,6 +27,7 @@ from zerosearch.training.recipe_section import (
     listed,
 )
 from zerosearch.training.recipe_verl import Verl
+from zerosearch.training.recipe_warm_start import WarmStart
 
 Balance = Literal["none", "kind", "data_set"]
 LATER_SEARCH_TYPES = ("dense",)
@@ -292,31 +293,6 @@ class Agent(Section):
                 f"set it well above {needed} (2 * agent.max_tokens_per_turn + agent.max_observation_tokens)"
             )
         return self
-
-
-class WarmStart(Section):
-    """Supervised demonstrations that teach the tags before reinforcement; off for models that follow them."""
-
-    enabled: bool = False
-    """Run this stage."""
-    demonstrations: Positive = 64
-    """Demonstrations, all on training questions."""
-    wrong_plans: Share = 0.0
-    """Share of them that end with another fact of the subject than is asked for: they show how facts are looked up,
-    and leave what to ask to reinforcement."""
-    epochs: Positive = 1
-    """Passes over the demonstrations."""
-    batch_size: Positive = 8
-    """Demonstrations in one update."""
-    learning_rate: PositiveFloat = 2e-5
-    """Peak learning rate."""
-    rehearsed: Count = 0
-    """Demonstrations that each step of reinforcement goes through once more, in turn; 0 = none."""
-    rehearsal_weight: PositiveFloat = 0.1
-    """Weight of their loss beside that of reinforcement at first; it falls linearly to nothing."""
-    average: Share = 0.0
-    """Share of the updates, the last ones, whose weights are averaged: the order of few demonstrations then says less
-    about what is learned; 0 = the last weights."""
 
 
 class Training(Section):

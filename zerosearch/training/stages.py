@@ -13,6 +13,7 @@ from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
 from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scored, summarize
 from zerosearch.inference.models import load_tokenizer, release_memory
+from zerosearch.inference.packed import Tree
 from zerosearch.inference.supervised import SupervisedSettings, learn
 from zerosearch.inference.vllm import check_installed
 from zerosearch.report.console import open_console
@@ -29,7 +30,7 @@ from zerosearch.simulation.tune import collect_pages, page_example
 from zerosearch.training import engines, trainer
 from zerosearch.training.checkpoint import save_model, steps_done
 from zerosearch.training.conditions import conditions, conditions_of
-from zerosearch.training.demonstrations import demonstrate, supervised_tree
+from zerosearch.training.demonstrations import demonstrate, supervised_tree, turn_trees
 from zerosearch.training.engines import TEMPLATE, check_data, check_engines, check_files
 from zerosearch.training.player import Method, testing_player
 from zerosearch.training.recipe import Recipe
@@ -161,15 +162,15 @@ def warm_start(run: Run) -> str:
         return recipe.model.name
     if not target.is_dir():
         started = time.perf_counter()
-        steps = -(-settings.demonstrations // settings.batch_size) * settings.epochs
-        run.folder.resume("warm start", 0)
-        run.display.stage("warm start", steps)
         shown = demonstrations(run)
+        trees = warm_start_trees(run, shown)
+        run.folder.resume("warm start", 0)
+        run.display.stage("warm start", -(-len(trees) // settings.batch_size) * settings.epochs)
         run.folder.write_trajectories("demonstrations", (trajectory.to_json() for trajectory in shown))
         run.take_policy(recipe.model.name)
         learn(
             run.policy,
-            [supervised_tree(trajectory) for trajectory in shown],
+            trees,
             warm_start_settings(run),
             lambda step, loss: _learned(run, "warm start", step, loss),
         )
@@ -195,6 +196,13 @@ def demonstrations(run: Run) -> list[Trajectory]:
             recipe.warm_start.wrong_plans,
         )
     )
+
+
+def warm_start_trees(run: Run, shown: Sequence[Trajectory]) -> list[Tree]:
+    """What the warm start learns from demonstrations, in their order."""
+    if run.recipe.warm_start.unit == "turn":
+        return [tree for trajectory in shown for tree in turn_trees(trajectory)]
+    return [supervised_tree(trajectory) for trajectory in shown]
 
 
 def rehearsal(run: Run) -> Rehearsal | None:
