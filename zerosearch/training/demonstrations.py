@@ -194,7 +194,8 @@ async def demonstrate(
 ) -> list[Trajectory]:
     """Return `count` demonstrations: each family's share is that of `SHARES`, and lies evenly over their order.
 
-    wrong_plans: the share of the demonstrations of each kind that follows a wrong plan, as far as there is one.
+    wrong_plans: the share of them that follows a wrong plan, in each family and among the first ones of a kind's
+    families; those of which no other fact is known have none.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -206,19 +207,18 @@ async def demonstrate(
             families.setdefault(question.family, []).append(question)
     facts = _facts(questions)
     demonstrations: list[Trajectory] = []
+    places = _places({group[0].family: group[0].kind for _, group in sorted(families.items())})
     made: Counter[str] = Counter()
-    wrong: Counter[str] = Counter()
     turn_of_family = [group for _, group in sorted(families.items()) for _ in range(SHARES.get(group[0].kind, 1))]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
         for family in turn_of_family:
             if len(demonstrations) == count or not family:
                 continue
-            question = family.pop()
+            place = made[family[0].family] + places[family[0].family]
+            wrong = int((place + 1) * wrong_plans) > int(place * wrong_plans)
+            question, plan = _draw(family, facts if wrong and settings.max_turns else {}, generator)
             in_vain = generator.randrange(len(question.hops)) if generator.random() < in_vain_share else None
-            plan, kind = right_plan(question), question.kind
-            if settings.max_turns and wrong[kind] + 1 <= (made[kind] + 1) * wrong_plans:
-                plan = wrong_plan(question, facts, generator) or plan
             turns = script(question, plan, engine, settings.k, in_vain) if settings.max_turns else recall(question)
             if turns is None or len(turns) > settings.max_turns + 1:
                 continue
@@ -228,8 +228,7 @@ async def demonstrate(
             trajectory = await Agent(play, tokenizer, searched, settings, protocol).episode(question)
             if trajectory.answer == plan.answer:
                 demonstrations.append(trajectory)
-                made[kind] += 1
-                wrong[kind] += plan.answer not in question.golden_answers
+                made[question.family] += 1
     if len(demonstrations) < count:
         raise UserError(
             f"only {len(demonstrations)} of warm_start.demonstrations = {count} could be made: the training questions "
@@ -239,6 +238,27 @@ async def demonstrate(
     for trajectory in demonstrations:
         shown.setdefault(trajectory.question.family, []).append(trajectory)
     return spread(shown.values(), generator)  # what a small model learns last it does everywhere
+
+
+def _places(kinds: Mapping[str, str]) -> dict[str, int]:
+    """The place of each family among those of its kind, the first being 0."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for family, kind in kinds.items():
+        found[family] = seen[kind]
+        seen[kind] += 1
+    return found
+
+
+def _draw(
+    family: list[Question], facts: Mapping[str, Sequence[Hop]], generator: random.Random
+) -> tuple[Question, Plan]:
+    """Take a question out of its family: with a wrong plan if the facts give one of them such a plan."""
+    for index in reversed(range(len(family))):
+        if plan := wrong_plan(family[index], facts, generator):
+            return family.pop(index), plan
+    question = family.pop()
+    return question, right_plan(question)
 
 
 def _facts(questions: Sequence[Question]) -> dict[str, list[Hop]]:
