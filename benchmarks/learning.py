@@ -30,7 +30,7 @@ NO_MORE = ["evaluation.untrained=false", "evaluation.warm_start=false"]
 ALGORITHMS: dict[str, list[str]] = {
     "reinforce": ["algorithm.type=reinforce"],
     "reinforce_positive": ["algorithm.type=reinforce_positive"],
-    "reinforce_llds": ["algorithm.type=reinforce_llds"],
+    "reinforce_lenient": ["algorithm.type=reinforce_lenient"],
     "reinforce, group baseline": ["algorithm.type=reinforce", "algorithm.baseline=group"],
     "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus"],
     "reinforce_plus_plus_baseline": ["algorithm.type=reinforce_plus_plus_baseline"],

@@ -29,7 +29,7 @@ from zerosearch.training.checkpoint import checkpoints, load_beside
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
 
-RL_AHEAD = [*ONLY_RL, "training.ahead=true", "algorithm.llds_coefficient=0", "search.type=bm25", "data.test_limit=1"]
+RL_AHEAD = [*ONLY_RL, "training.ahead=true", "search.type=bm25", "data.test_limit=1"]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_an_uncorrected_ratio_is_refused() -> None:
     with pytest.raises(UserError, match=r"training\.ahead samples with older weights, .* set algorithm\.correction"):
         load_recipe("world", ["training.ahead=true", "algorithm.recompute=true"])
     with pytest.raises(UserError, match=r"llds_coefficient starts the ratio at newer ones"):
-        load_recipe("world", ["training.ahead=true"])
+        load_recipe("world", ["training.ahead=true", "algorithm.llds_coefficient=0.2"])
     load_recipe("world", ["training.ahead=true", "algorithm.recompute=true", "algorithm.correction=token"])
 
 

@@ -427,7 +427,7 @@ def test_a_turn_is_a_run_of_own_tokens_in_a_row(rows: list[list[bool]]) -> None:
 
 
 def test_verl_takes_our_loss_only_where_it_recomputes() -> None:
-    keys = keys_of(*CPU, "algorithm.type=reinforce_llds")
+    keys = keys_of(*CPU, "algorithm.type=reinforce_lenient", "algorithm.llds_coefficient=0.2")
     assert keys["algorithm.rollout_correction.bypass_mode"] is False
     assert keys[f"{ACTOR}.policy_loss.loss_mode"] == LLDS
     assert keys[f"{MODEL}.external_lib"] == "zerosearch.training.verl.core_algos"

@@ -28,7 +28,7 @@ WHOLE = 'verl.overrides.actor_rollout_ref.actor.checkpoint.save_contents=["model
 ALGORITHMS = {
     "grpo": ["algorithm.type=grpo", "algorithm.kl_coefficient=0.5"],
     "reinforce_positive": ["algorithm.type=reinforce_positive"],
-    "reinforce_llds": ["algorithm.type=reinforce_llds", "algorithm.recompute=true"],
+    "reinforce_lenient": ["algorithm.type=reinforce_lenient", "algorithm.llds_coefficient=0.2"],
     "reinforce_plus_plus": ["algorithm.type=reinforce_plus_plus", "algorithm.kl_coefficient=0.1"],
     "ppo": ["algorithm.type=ppo", "algorithm.kl_coefficient=0.1", "algorithm.critic.learning_rate=1e-3"],
 }

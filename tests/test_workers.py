@@ -468,7 +468,7 @@ def test_a_worker_gets_its_part() -> None:
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        (["training.ahead=true", "algorithm.correction=token"], r"training\.ahead samples in the process that learns"),
+        (["training.ahead=true"], r"training\.ahead samples in the process that learns"),
         (["lora.rank=4"], r"adapters \(lora\.rank\) are not shared"),
         (["model.sampler=vllm"], "vLLM has processes of its own"),
         (["evaluation.engine=serpapi"], "the limits and counts of serpapi are those of one process"),

@@ -13,7 +13,7 @@ from zerosearch.training.recipe_section import Count, NonNegativeFloat, Positive
 Type = Literal[
     "reinforce",
     "reinforce_positive",
-    "reinforce_llds",
+    "reinforce_lenient",
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "rloo",
@@ -40,9 +40,7 @@ KL_IN_REWARD = {"kl_in": "reward", "kl_estimator": "k1"}
 PRESETS: dict[str, Preset] = {
     "reinforce": Preset("REINFORCE", "none", {"normalize_std": False}),
     "reinforce_positive": Preset("REINFORCE from successes", "group", {"normalize_std": False, "negative": 0.0}),
-    "reinforce_llds": Preset(
-        "REINFORCE with LLDS", "group", {"normalize_std": False, "negative": 0.5, "llds_coefficient": 0.2}
-    ),
+    "reinforce_lenient": Preset("lenient REINFORCE", "group", {"normalize_std": False, "negative": 0.5}),
     "reinforce_plus_plus": Preset("REINFORCE++", "none", {"normalize_std": False, "whiten": True, **KL_IN_REWARD}),
     "reinforce_plus_plus_baseline": Preset(
         "REINFORCE++ with a baseline", "group", {"normalize_std": False, "whiten": True, "kl_estimator": "k2"}

@@ -34,7 +34,7 @@ ESTIMATORS = {
     "gspo": "grpo",
     "ppo": "gae",
     "reinforce_positive": GROUP,
-    "reinforce_llds": GROUP,
+    "reinforce_lenient": GROUP,
     "reinforce_plus_plus": "reinforce_plus_plus",
     "reinforce_plus_plus_baseline": "reinforce_plus_plus_baseline",
     "rloo": "rloo",
