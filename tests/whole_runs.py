@@ -17,6 +17,7 @@ SMALL = [
     "simulation.noise.start=0.2",
     "simulation.noise.end=0.8",
     "warm_start.demonstrations=4",
+    "warm_start.unit=demonstration",
     "agent.max_turns=2",
     "agent.max_tokens_per_turn=16",
     "agent.max_length=1000",
