@@ -18,6 +18,7 @@ SMALL = [
     "simulation.noise.end=0.8",
     "warm_start.demonstrations=4",
     "warm_start.unit=demonstration",
+    "algorithm.entropy_coefficient=1e-3",  # so that episodes teach whatever they earn
     "agent.max_turns=2",
     "agent.max_tokens_per_turn=16",
     "agent.max_length=1000",
