@@ -75,25 +75,33 @@ def learn(
     for index, (batch, (rate, share)) in islice(steps, done, None):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
-        wanted = sum(sum(branch.wanted) for tree in batch for branch in tree.branches)
-        total = 0.0
-        for trees_of_batch in micro_batches(batch, settings.micro_batch_tokens, lambda tree: tree.tokens):
-            loss = -score(model, trees_of_batch, dtype=settings.dtype).log_probs.sum() / wanted
-            loss.backward()
-            total += loss.item()
+        loss = add_gradient(model, batch, settings.micro_batch_tokens, settings.dtype)
         torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if share >= 1 - settings.average:
             average.add()
-        losses.append(total)
+        losses.append(loss)
         if keeper is not None:
             keeper.keep(index + 1, optimizer)
         if progress is not None:
-            progress(index + 1, total)
+            progress(index + 1, loss)
     average.put()
     model.eval()
     return losses
+
+
+def add_gradient(
+    model: "PreTrainedModel", trees: Sequence[Tree], micro_batch_tokens: int, dtype: torch.dtype, weight: float = 1.0
+) -> float:
+    """Return the mean negative log-likelihood of the wanted tokens, in nats, and add `weight` times its gradient."""
+    wanted = sum(sum(branch.wanted) for tree in trees for branch in tree.branches)
+    total = 0.0
+    for together in micro_batches(trees, micro_batch_tokens, lambda tree: tree.tokens):
+        loss = -score(model, together, dtype=dtype).log_probs.sum() / wanted
+        (weight * loss).backward()
+        total += loss.item()
+    return total
 
 
 class _Average:

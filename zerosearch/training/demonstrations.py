@@ -208,16 +208,15 @@ async def demonstrate(
     facts = _facts(questions)
     demonstrations: list[Trajectory] = []
     places = _places({group[0].family: group[0].kind for _, group in sorted(families.items())})
-    made: Counter[str] = Counter()
     turn_of_family = [group for _, group in sorted(families.items()) for _ in range(SHARES.get(group[0].kind, 1))]
     generator.shuffle(turn_of_family)
     while len(demonstrations) < count and any(turn_of_family):
         for family in turn_of_family:
             if len(demonstrations) == count or not family:
                 continue
-            place = made[family[0].family] + places[family[0].family]
+            place = places[family[0].family]
             wrong = int((place + 1) * wrong_plans) > int(place * wrong_plans)
-            question, plan = _draw(family, facts if wrong and settings.max_turns else {}, generator)
+            question, plan = _take(family, facts if wrong and settings.max_turns else {}, generator)
             in_vain = generator.randrange(len(question.hops)) if generator.random() < in_vain_share else None
             turns = script(question, plan, engine, settings.k, in_vain) if settings.max_turns else recall(question)
             if turns is None or len(turns) > settings.max_turns + 1:
@@ -228,7 +227,7 @@ async def demonstrate(
             trajectory = await Agent(play, tokenizer, searched, settings, protocol).episode(question)
             if trajectory.answer == plan.answer:
                 demonstrations.append(trajectory)
-                made[question.family] += 1
+                places[question.family] += 1
     if len(demonstrations) < count:
         raise UserError(
             f"only {len(demonstrations)} of warm_start.demonstrations = {count} could be made: the training questions "
@@ -241,16 +240,17 @@ async def demonstrate(
 
 
 def _places(kinds: Mapping[str, str]) -> dict[str, int]:
-    """The place of each family among those of its kind, the first being 0."""
+    """The place of each family among those of its kind, the first being 0: where counting its demonstrations begins, so
+    that of a kind's families with one demonstration each as many are wrong as of those with many."""
     seen: Counter[str] = Counter()
-    found = {}
+    places: dict[str, int] = {}
     for family, kind in kinds.items():
-        found[family] = seen[kind]
+        places[family] = seen[kind]
         seen[kind] += 1
-    return found
+    return places
 
 
-def _draw(
+def _take(
     family: list[Question], facts: Mapping[str, Sequence[Hop]], generator: random.Random
 ) -> tuple[Question, Plan]:
     """Take a question out of its family: with a wrong plan if the facts give one of them such a plan."""

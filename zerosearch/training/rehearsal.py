@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from zerosearch.inference.packed import Tree, micro_batches, score
+from zerosearch.inference.packed import Tree
+from zerosearch.inference.supervised import add_gradient
 from zerosearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -37,15 +38,8 @@ class Rehearsal:
         return of_step[update :: algorithm.mini_batches * algorithm.epochs]
 
     def add_gradient(self, policy: "PreTrainedModel", step: int, update: int) -> float | None:
-        """Add the gradient of the part's weighted loss, and return the loss: the mean negative log-likelihood of its
-        wanted tokens, in nats; None where the part is empty."""
+        """Add the gradient of an update's weighted loss, and return the loss; None where it has no demonstration."""
         trees = self.part(step, update)
         if not trees:
             return None
-        wanted = sum(sum(branch.wanted) for tree in trees for branch in tree.branches)
-        total = 0.0
-        for together in micro_batches(trees, self._recipe.training.micro_batch_tokens, lambda tree: tree.tokens):
-            loss = -score(policy, together, dtype=self._dtype).log_probs.sum() / wanted
-            (self.weight(step) * loss).backward()
-            total += loss.item()
-        return total
+        return add_gradient(policy, trees, self._recipe.training.micro_batch_tokens, self._dtype, self.weight(step))
