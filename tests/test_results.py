@@ -1,4 +1,4 @@
-"""The README's figures are those that the recorded runs give."""
+"""The documented figures are those that the recorded runs give."""
 
 from pathlib import Path
 from types import ModuleType
@@ -20,18 +20,21 @@ def results() -> ModuleType:
     return load_script("tools/results.py")
 
 
-def test_the_readme_holds_the_tables_of_the_recorded_runs(
+def test_the_documents_hold_the_tables_of_the_recorded_runs(
     results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert results.README.read_text("utf-8") == results.readme(), "out of date: run python tools/results.py"
+    for path, text in results.documents().items():
+        assert path.read_text("utf-8") == text, f"{path} is out of date: run python tools/results.py"
     question = results.Question("test-1", "one_hop", "book_author", {"after RL": 0.5}, {"after RL": 2})
     results.Seed("world-0", ("after RL",), (question,)).write(tmp_path)
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    monkeypatch.setattr(results, "README", tmp_path / "README.md")
-    (tmp_path / "README.md").write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
-    text = results.readme()
-    assert text.startswith("before\n<!-- results -->\n| F1 ") and text.endswith("<!-- end of results -->\nafter\n")
-    assert "| **after RL** | 0.500" in text and "old" not in text
+    for name in ("README", "DETAILS"):
+        monkeypatch.setattr(results, name, tmp_path / f"{name}.md")
+        (tmp_path / f"{name}.md").write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
+    readme, details = results.documents().values()
+    assert readme.startswith("before\n<!-- results -->\n| F1 ") and readme.endswith("<!-- end of results -->\nafter\n")
+    assert "| **after RL** | 0.500" in readme and "| after RL, world-0 | 0.500" in details
+    assert "old" not in readme + details
 
 
 def test_a_record_is_read_as_it_was_written(results: ModuleType, tmp_path: Path) -> None:
@@ -66,21 +69,27 @@ def test_gains_are_paired_and_means_are_of_the_seeds_that_measured_a_system(resu
         ]
         return results.Seed(name, tuple(systems), tuple(questions))
 
-    text = results.markdown(
-        [
-            seed("world-0", {"after warm start": (0.0, 1.0), "after RL": (1.0, 1.0)}),
-            seed("world-1", {"RAG": (0.0, 0.0), "after warm start": (0.0, 0.0), "after RL": (1.0, 0.0)}),
-        ]
-    )
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines()}
-    assert rows["**after RL**"][1:] == ["0.750 ± 0.250", "2 |"]
-    assert rows["searches per question"] == ["one hop", "all", "seeds |"]
-    assert "| RAG | 1.50 | 1.50 | 1 |" in text
-    assert rows["after RL, world-1"][1] == "0.500 ± 0.500"
-    assert rows["after RL, standard deviation"][1:] == ["0.354", "2 |"], "of 1 and 0.5"
-    gained = text.split("gained by RL over")[1]
-    assert "| after warm start | 0.500 ± 0.500 |" in gained.replace("n/a", "")
-    assert "| RAG | 0.500 ± 0.500 |" in gained
+    seeds = [
+        seed("world-0", {"after warm start": (0.0, 1.0), "after RL": (1.0, 1.0)}),
+        seed("world-1", {"RAG": (0.0, 0.0), "after warm start": (0.0, 0.0), "after RL": (1.0, 0.0)}),
+    ]
+    every, single = results.overview(seeds).split("\n\n")
+    rows = rows_of(every)
+    assert rows["F1"] == ["one hop", "all", "searches", "seeds"]
+    assert rows["**after RL**"][1:] == ["0.750 ± 0.250", "1.50", "2"]
+    assert rows["RAG"][2:] == ["1.50", "1"]
+    assert "RAG, world-1" not in single and "after warm start, world-1" in single
+    gained, searched, single = results.details(seeds).split("\n\n")
+    assert rows_of(gained)["after warm start"][1:] == ["0.500 ± 0.500", "2"]
+    assert rows_of(gained)["RAG"][1:] == ["0.500 ± 0.500", "1"]
+    assert rows_of(searched)["RAG"] == ["1.50", "1.50", "1"]
+    assert rows_of(single)["after RL, world-1"][1] == "0.500 ± 0.500"
+    assert rows_of(single)["after RL, standard deviation"][1] == "0.354", "of 1 and 0.5"
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {label: figures for label, *figures in cells}
 
 
 def test_the_guide_to_reading_a_run_takes_its_ranges_from_the_steps() -> None:

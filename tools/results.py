@@ -1,13 +1,13 @@
-"""The README's figures, from finished runs: `python tools/results.py runs/world-0 runs/world-1 runs/world-2`.
+"""The documented results, from finished runs: `python tools/results.py runs/world-0 runs/world-1 runs/world-2`.
 
 Each run leaves a file in `docs/results`: what every test question earned under every system that the run measured. The
-tables of the README are computed from these files alone.
+tables of the README and of `docs/results/README.md` are computed from these files alone.
 """
 
 import csv
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,7 +25,8 @@ from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.seeds import scored
 
 ROOT = Path(__file__).parents[1]
-README, FOLDER = ROOT / "README.md", ROOT / "docs" / "results"
+FOLDER = ROOT / "docs" / "results"
+README, DETAILS = ROOT / "README.md", FOLDER / "README.md"
 BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 
 
@@ -100,43 +101,70 @@ class Seed:
         return [each.searches[system] for each in self.questions if kind in ("all", each.kind)]
 
 
-def markdown(seeds: Sequence[Seed]) -> str:
-    """The tables of the README: every system's scores, each seed's own, and what reinforcement gained."""
-    asked = {each.kind for seed in seeds for each in seed.questions}
-    kinds = [*(kind for kind in KINDS if kind in asked), "all"]
-    headings = [KINDS.get(kind, kind) for kind in kinds]
-    systems = list(dict.fromkeys(name for seed in seeds for name in seed.systems))
-    systems.sort(key=lambda name: name == TRAINED)
-    having = {name: [seed for seed in seeds if name in seed.systems] for name in systems}
+def overview(seeds: Sequence[Seed]) -> str:
+    """The tables of the README: F1 and searches of every system, and what each seed gained."""
+    kinds, headings = _kinds(seeds)
 
-    def row(label: str, name: str, among: Sequence[Seed]) -> list[Cell]:
-        return [label, *(_f1(name, kind, among) for kind in kinds), str(len(among))]
+    def row(name: str, among: Sequence[Seed]) -> list[Cell]:
+        label = f"**{name}**" if name == TRAINED else name
+        return [label, *(_f1(name, kind, among) for kind in kinds), _searches(name, "all", among), str(len(among))]
 
-    def searched(name: str, among: Sequence[Seed]) -> list[Cell]:
-        means = [mean_with_error(average_over_seeds([seed.searches(name, kind) for seed in among])) for kind in kinds]
-        return [name, *(f"{each.mean:.2f}" for each in means), str(len(among))]
+    rows = [row(name, among) for name, among in _systems(seeds).items()]
+    tables = [["F1", *headings, "searches", "seeds"], *rows], _each_seed(seeds, (WARM_START, TRAINED))
+    return "\n\n".join(markdown_table(table) for table in tables)
 
-    means = [row(f"**{name}**" if name == TRAINED else name, name, having[name]) for name in systems]
-    single: list[list[Cell]] = [
-        row(f"{name}, {seed.name}", name, [seed]) for name in (WARM_START, TRAINED) for seed in having.get(name, [])
+
+def details(seeds: Sequence[Seed]) -> str:
+    """Each seed's scores, every system's searches, and what reinforcement gained over each."""
+    kinds, headings = _kinds(seeds)
+    systems = _systems(seeds)
+    searches: list[list[Cell]] = [
+        [name, *(_searches(name, kind, among) for kind in kinds), str(len(among))] for name, among in systems.items()
     ]
-    if len(trained := having.get(TRAINED, [])) > 1:
-        spread = [across_seeds([seed.f1(TRAINED, kind) for seed in trained]).seed_spread for kind in kinds]
-        single += [[f"{TRAINED}, standard deviation", *(f"{each:.3f}" for each in spread), str(len(trained))]]
-    searches = [searched(name, having[name]) for name in systems]
     gained: list[list[Cell]] = [
-        [name, *(_gain(name, kind, having[name]) for kind in kinds), str(len(having[name]))]
-        for name in systems
+        [name, *(_gain(name, kind, among) for kind in kinds), str(len(among))]
+        for name, among in systems.items()
         if name != TRAINED
     ]
     return "\n\n".join(
         [
-            markdown_table([["F1", *headings, "seeds"], *means]),
-            markdown_table([["F1 of each seed", *headings, "seeds"], *single]),
-            markdown_table([["searches per question", *headings, "seeds"], *searches]),
             markdown_table([["gained by RL over", *headings, "seeds"], *gained]),
+            markdown_table([["searches per question", *headings, "seeds"], *searches]),
+            markdown_table(_each_seed(seeds, systems)),
         ]
     )
+
+
+def _each_seed(seeds: Sequence[Seed], names: Iterable[str]) -> list[list[Cell]]:
+    """The scores of these systems seed by seed; at last how far the trained policies lie apart."""
+    kinds, headings = _kinds(seeds)
+    systems = _systems(seeds)
+    rows: list[list[Cell]] = [
+        [f"{name}, {seed.name}", *(_f1(name, kind, [seed]) for kind in kinds)]
+        for name in names
+        for seed in systems.get(name, [])
+    ]
+    if len(trained := systems.get(TRAINED, [])) > 1:
+        spread = [across_seeds([seed.f1(TRAINED, kind) for seed in trained]).seed_spread for kind in kinds]
+        rows += [[f"{TRAINED}, standard deviation", *(f"{each:.3f}" for each in spread)]]
+    return [["F1 of each seed", *headings], *rows]
+
+
+def _kinds(seeds: Sequence[Seed]) -> tuple[list[str], list[str]]:
+    """The kinds of question, `all` at last, and their headings."""
+    asked = {each.kind for seed in seeds for each in seed.questions}
+    kinds = [*(kind for kind in KINDS if kind in asked), "all"]
+    return kinds, [KINDS.get(kind, kind) for kind in kinds]
+
+
+def _systems(seeds: Sequence[Seed]) -> dict[str, list[Seed]]:
+    """The seeds that measured each system; the trained policy comes last."""
+    names = sorted(dict.fromkeys(name for seed in seeds for name in seed.systems), key=lambda name: name == TRAINED)
+    return {name: [seed for seed in seeds if name in seed.systems] for name in names}
+
+
+def _searches(system: str, kind: str, seeds: Sequence[Seed]) -> str:
+    return f"{mean_with_error(average_over_seeds([seed.searches(system, kind) for seed in seeds])).mean:.2f}"
 
 
 def _f1(system: str, kind: str, seeds: Sequence[Seed]) -> Estimate:
@@ -148,14 +176,16 @@ def _gain(system: str, kind: str, seeds: Sequence[Seed]) -> Estimate:
     return paired_difference(average_over_seeds(ours), average_over_seeds(theirs))
 
 
-def readme() -> str:
-    """The README with the tables that the files in `docs/results` give."""
-    tables = markdown([Seed.read(path) for path in sorted(FOLDER.glob("*.csv"))])
-    return BLOCK.sub(lambda _: f"{tables}\n", README.read_text("utf-8"))
+def documents() -> dict[Path, str]:
+    """What the two documents should hold, by the files in `docs/results`."""
+    seeds = [Seed.read(path) for path in sorted(FOLDER.glob("*.csv"))]
+    tables = {README: overview(seeds), DETAILS: details(seeds)}
+    return {path: BLOCK.sub(lambda _, path=path: f"{tables[path]}\n", path.read_text("utf-8")) for path in tables}
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for run in sys.argv[1:]:
         Seed.of(RunFolder.open(run)).write(FOLDER)
-    README.write_text(readme(), "utf-8")
+    for path, text in documents().items():
+        path.write_text(text, "utf-8")
