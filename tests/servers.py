@@ -12,6 +12,7 @@ import uvicorn
 
 from zerosearch.data import Document
 from zerosearch.search.engine import Page, SearchRequest
+from zerosearch.serving.server import PatientProtocol
 
 
 class Running:
@@ -20,7 +21,7 @@ class Running:
     def __init__(self, app: Any) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="critical", lifespan="off", proxy_headers=False)
+        config = uvicorn.Config(app, log_level="critical", lifespan="off", proxy_headers=False, http=PatientProtocol)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 

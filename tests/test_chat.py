@@ -12,10 +12,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from zerosearch.calls import retry_after
+from zerosearch.calls import quotable, retry_after
 from zerosearch.errors import RunError, Unavailable, UserError
 from zerosearch.inference.chat import ChatRequest
-from zerosearch.inference.openai import OpenAIChat
+from zerosearch.inference.openai import OpenAIChat, _pause
 
 REQUEST = ChatRequest(
     messages=[{"role": "system", "content": ""}, {"role": "user", "content": "hello"}],
@@ -172,6 +172,7 @@ def test_retry_after_may_be_a_date_and_is_never_negative() -> None:
     assert (retry_after({"retry-after": "Wed, 21 Oct 2115 07:28:00 GMT"}) or 0) > 1e6
     assert retry_after({"retry-after": "-3"}) == 0
     assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after": "Wed, 21 Oct 99999999999 07:28:00 GMT"}) is None
     assert retry_after({}) is None
 
 
@@ -194,6 +195,46 @@ def test_the_key_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> Non
     server.responses = [JSONResponse(completion("x"))]
     ask(OpenAIChat(server.url, "tiny"))
     assert server.keys == ["Bearer sk-secret"]
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", "  {} "])
+def test_white_space_around_a_key_is_no_part_of_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch, around: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", around.format("sk-secret"))
+    server.responses = [JSONResponse(completion("x"))]
+    ask(OpenAIChat(server.url, "tiny"))
+    assert server.keys == ["Bearer sk-secret"]
+
+
+@pytest.mark.parametrize("key", ["sk-\nsecret", "sk-sécret", "sk-\x1bsecret"])
+def test_what_can_be_no_key_is_refused_unshown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(UserError, match="OPENAI_API_KEY holds no key") as caught:
+        OpenAIChat("http://127.0.0.1:9/v1", "tiny")
+    assert "cret" not in str(caught.value)
+
+
+def test_the_words_of_a_broken_connection_are_quoted_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    assert quotable("Illegal\x1b[2J header\n'Bearer sk-secret'", "sk-secret") == "Illegal[2J header 'Bearer …'"
+    chat = OpenAIChat("http://127.0.0.1:9/v1", "tiny", max_retries=0, outage=0.0)
+    monkeypatch.setattr(
+        "zerosearch.inference.openai.calls.quotable", lambda words, key: f"{len(words)} words {key[:2]}"
+    )
+    with pytest.raises(Unavailable, match=r"could not be reached \(\d+ words sk\)"):
+        ask(chat)
+
+
+def test_a_prompt_that_is_no_unicode_is_sent_all_the_same(server: Server) -> None:
+    server.responses = [JSONResponse(completion("x"))]
+    request = ChatRequest([{"role": "user", "content": "a \ud800 b"}], max_tokens=9)
+    assert asyncio.run(OpenAIChat(server.url, "tiny", max_retries=0).chat(request)) == "x"
+    assert server.requests[0]["messages"][0]["content"] == "a ? b"
+
+
+def test_pauses_do_not_grow_without_end() -> None:
+    assert 15 <= _pause(5000) <= 30
 
 
 def test_no_more_calls_at_once_than_allowed(server: Server) -> None:

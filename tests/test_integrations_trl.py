@@ -203,6 +203,12 @@ def test_a_trainer_that_does_not_tell_its_steps_or_makes_other_ones_is_refused()
     with pytest.raises(UserError, match=r"the trainer makes 7 steps; set training\.steps=7"):
         environments.on_train_begin(None, SimpleNamespace(max_steps=7), None)
     environments.on_train_begin(None, SimpleNamespace(max_steps=environments.recipe.training.steps), None)
+    mixed = ["search.type=mixed", "search.mixed.real=bm25", "simulation.noise.schedule=constant", *served_nowhere()]
+    growing = SearchEnvironments(load_recipe("world", [*mixed, "search.mixed.start=0", "search.mixed.end=1"]))
+    with pytest.raises(UserError, match=r"share of real searches follows .* set training\.steps=7"):
+        growing.on_train_begin(None, SimpleNamespace(max_steps=7), None)
+    steady = SearchEnvironments(load_recipe("world", [*mixed, "search.mixed.start=0.5", "search.mixed.end=0.5"]))
+    steady.on_train_begin(None, SimpleNamespace(max_steps=7), None)
     with pytest.raises(UserError, match="as a callback, too"):
         environments.f1([], [], SimpleNamespace(global_step=1), lambda name, value: None)
 

@@ -137,7 +137,7 @@ def test_the_policy_waits_until_its_critic_is_warm(start: Path) -> None:
     assert learner.critic
     before, values_before = weights(learner.policy), weights(learner.critic[0])
     for step in (1, 2):
-        assert learner.learn(some_groups(), step)["gradient_norm"] == 0
+        assert "gradient_norm" not in learner.learn(some_groups(), step)
     assert torch.equal(before, weights(learner.policy))
     assert not torch.equal(values_before, weights(learner.critic[0]))
     assert learner.learn(some_groups(), 3)["gradient_norm"] > 0
@@ -154,7 +154,7 @@ def test_a_critic_that_broke_while_the_policy_waits_for_it_stops_the_run(start: 
     watch.see(2, {"reward": 0.5} | learner.learn(some_groups(), 2))
     with pytest.raises(RunError, match=r"no finite number in 1 step \(.* last good state is the-start"):
         watch.check(where, "the-start")
-    assert watch.good_step == 1
+    assert watch.good_step == 0
 
 
 def test_ppo_whitens_over_the_policys_tokens_of_the_whole_step() -> None:

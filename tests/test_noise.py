@@ -19,7 +19,7 @@ from zerosearch.inference.chat import ChatRequest
 from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.simulation.distractors import TRIES, Distractors, _walk
 from zerosearch.simulation.noise import KINDS, Dial, Label, draw_labels
-from zerosearch.simulation.quality import Wanted, Written, entities, faults, foreign, holds_answer, misses
+from zerosearch.simulation.quality import Wanted, Written, about, entities, faults, foreign, holds_answer, misses
 from zerosearch.simulation.schedule import ConstantNoise, draw_noise
 from zerosearch.simulation.simulator import Repair, Simulator, Writing
 from zerosearch.simulation.telling import Teller, Withhold
@@ -196,6 +196,44 @@ def test_without_hops_wrong_answers_look_like_the_right_one() -> None:
 def test_names_in_a_question_without_hops(text: str, names: tuple[str, ...]) -> None:
     assert entities(Question("1", text, ("x",), "nq")) == names
     assert entities(QUESTION) == ("Silver Anchor", "Alice Turner")
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("Silver Anchor is blue.", True),
+        ("An anchor of silver was found.", True),
+        ("Fog is grey.", False),
+        ("Silver is a metal that is founded in rock.", False),
+        ("Who was the anchor?", False),
+    ],
+)
+def test_what_is_about_a_question_without_names(text: str, near: bool) -> None:
+    question = Question("1", "who made silver anchor", ("x",), "nq")
+    assert not entities(question)
+    assert about(Document("", text), question) is near
+    near_miss = Written(Document("", text), "near_miss")
+    irrelevant = Written(Document("", text), "irrelevant")
+    wanted = Wanted(question, (), ("x",))
+    assert (near_miss.of_its_kind(wanted), irrelevant.of_its_kind(wanted)) == (near, not near)
+
+
+def test_an_unrelated_fact_shares_no_two_words_with_a_question_without_names() -> None:
+    asked = Question("1", "who made silver anchor", ("x",), "nq")
+    others = [Question("2", "when was silver anchor made", ("1931",), "nq"), Question("3", "is fog grey", ("y",), "nq")]
+    for place in range(10):
+        fact = Distractors(others).other_fact(asked, place)
+        assert fact is not None and fact.question == "is fog grey"
+
+
+def test_a_refusal_in_any_words_is_counted() -> None:
+    for reply in ("I’m sorry, I can’t provide that.", "I'm sorry, I can't provide that."):
+        engine = simulator(Writer(reply), dial=Dial())
+        assert not search(engine).documents
+        assert (engine.counters()["simulator/refusals"], engine.counters()["simulator/empty_pages"]) == (1, 1)
+    engine = simulator(Writer("Doc 1: I’m unable to help.\nDoc 2: Fog."), dial=Dial())
+    search(engine)
+    assert engine.counters()["simulator/refusals"] == 1
 
 
 # Pages

@@ -1,12 +1,17 @@
 """The clients of distant search engines: a retriever in two forms, SerpAPI; what goes wrong and costs; the cache."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
 import sqlite3
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +338,63 @@ def test_a_key_is_needed_before_anything_is_asked(monkeypatch: pytest.MonkeyPatc
     with Scripted(Answer(SERPAPI)) as server:
         search(web(server.url), "x")
         assert "api_key=other-key" in server.asked[0].path
+
+
+def test_the_words_of_a_server_are_shown_in_one_line_without_signs_that_a_terminal_obeys() -> None:
+    for make in (retriever, web):
+        with Scripted(Answer({"error": "a\x1b[2J\nb sk-secret tk-secret"}, status=400)) as server:
+            (page,) = search(make(server.url), "x")
+            assert '("a[2J b ' in page.error
+            assert "sk-secret" not in page.error or make is retriever
+            assert "tk-secret" not in page.error or make is web
+
+
+def test_a_server_that_drips_holds_up_neither_other_searches_nor_the_end() -> None:
+    script = (
+        "import asyncio, time\n"
+        "from zerosearch.data import Question\n"
+        "from zerosearch.search.engine import SearchRequest\n"
+        "from zerosearch.search.remote import CallLimits\n"
+        "from zerosearch.search.serpapi import SerpApiEngine\n"
+        "engine = SerpApiEngine(url='{url}', limits=CallLimits(timeout=0.5, retries=0, concurrency=1))\n"
+        "question = Question('1', 'Who?', ('x',), 'd')\n"
+        "async def main():\n"
+        "    print([(await engine.search(SearchRequest(query, question, 3))).error for query in 'ab'])\n"
+        "asyncio.run(main())\n"
+    )
+    with dripping() as (url, asked):
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(url=url)], capture_output=True, text=True, timeout=30, check=True
+        )
+        assert done.stdout.count("gave no page within 0.5 s") == 2, done.stderr
+        assert len(asked) == 2, "the second search was sent"
+
+
+@contextmanager
+def dripping() -> Iterator[tuple[str, list[socket.socket]]]:
+    """A server that sends a byte every tenth of a second, for ever."""
+    asked: list[socket.socket] = []
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.1)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                asked.append(listening.accept()[0])
+                threading.Thread(target=drip, args=(asked[-1],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", asked
+    finally:
+        for each in (listening, *asked):
+            each.close()
 
 
 def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.serving.desk import Allowance
 from zerosearch.serving.engines import InThread
 from zerosearch.serving.protocols import SearchR1Result, SerpApiResult
+from zerosearch.serving.server import PatientProtocol
 
 
 @pytest.fixture(scope="module")
@@ -383,3 +384,40 @@ def test_many_clients_at_once_wait_for_nobody() -> None:
 
     with Running(app(Patient(*DOCUMENTS))) as server:
         assert asyncio.run(all_at_once(server.url)) == [200] * 64
+
+
+HEAD = b"POST /retrieve HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST", HEAD])
+@pytest.mark.parametrize("before", [False, True], ids=["a new connection", "after an answer"])
+def test_a_head_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, begun: bytes, before: bool) -> None:
+    monkeypatch.setattr(PatientProtocol, "head_seconds", 0.3)
+    with Running(app(Engine(*DOCUMENTS))) as server, socket.create_connection(address(server), timeout=5) as connection:
+        if before:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert b"200 OK" in connection.recv(4096)
+            begun = begun or b"G"
+        started = time.perf_counter()
+        connection.sendall(begun)
+        while connection.recv(4096):
+            pass
+        assert 0.2 < time.perf_counter() - started < 4
+
+
+def test_a_slow_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PatientProtocol, "head_seconds", 0.2)
+
+    class Slow(Engine):
+        async def find(self, request: SearchRequest) -> Page:
+            await asyncio.sleep(0.7)
+            return await super().find(request)
+
+    with Running(app(Slow(*DOCUMENTS))) as server, httpx.Client() as client:
+        for _ in range(2):
+            assert client.post(f"{server.url}/retrieve", json={"query": "x"}).status_code == 200
+
+
+def address(server: Running) -> tuple[str, int]:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    return host, int(port)

@@ -58,6 +58,22 @@ def test_the_nearest_context_counts() -> None:
     assert [(request.sample, request.turn) for request in engine.requests[2:]] == [(8, 5), (9, 5)]
 
 
+def test_no_question_is_joined_with_anothers_answers_or_id() -> None:
+    engine, book = Engine(*DOCUMENTS), QuestionBook([Question("w1", "Known before?", ("yes indeed",), "world")])
+    far = {"question": "Capital of Kenya?", "golden_answers": ["Nairobi"], "data_set": "nq", "sample": 3, "turn": 0}
+    with Running(app(engine, book)) as server:
+        for near in ({"question": "Who founded Eagle?"}, {"question_id": "w1"}):
+            ask(server, contexts=[near], context=far)
+            ask(server, context=near, headers={"ZeroSearch-Context": json.dumps(far)})
+            address = f"{server.url}/retrieve?context={quote(json.dumps(near))}"
+            httpx.post(address, json={"queries": ["x"]}, headers={"ZeroSearch-Context": json.dumps(far)})
+        ask(server, contexts=[{"golden_answers": ["Mombasa"]}], context=far)
+    told = [(request.question.text, request.question.golden_answers) for request in engine.requests]
+    eagle, known = ("Who founded Eagle?", ()), ("Known before?", ("yes indeed",))
+    assert told == [eagle] * 3 + [known] * 3 + [("Capital of Kenya?", ("Mombasa",))]
+    assert {request.sample for request in engine.requests} == {3}
+
+
 def test_each_query_travels_with_its_own_question() -> None:
     engine = Engine(*DOCUMENTS)
     contexts = [{"question": f"question {number}?", "golden_answers": [str(number)]} for number in range(50)]

@@ -274,6 +274,8 @@ def test_texts_are_handed_on_unchanged() -> None:
         ("<think>\nDoc 1: A draft.\nDoc 2: cut of", []),
         ("<think></think>Doc 1: <think>Grey.</think>", ["<think>Grey.</think>"]),
         ("Doc 1: Put it in <think> and </think>.", ["Put it in <think> and </think>."]),
+        ("Doc 1(Title: A) ok </think> x\nDoc 2(Title: B) second", ["ok </think> x", "second"]),
+        ("Doc 1: Grey.\nDoc 2: of </think>", ["Grey.", "of </think>"]),
     ],
 )
 def test_what_a_model_thinks_is_no_page(reply: str, texts: list[str]) -> None:

@@ -192,6 +192,22 @@ def test_habits_of_chat_models_without_titles(text: str) -> None:
     assert read(text) == [("", "A"), ("", "B")]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("**Doc 1(Title: Rome) Rome is the capital** of Italy.", ("Rome", "Rome is the capital of Italy.")),
+        ("**Doc 1(Title: Rome) Rome is the capital of Italy.**", ("Rome", "Rome is the capital of Italy.")),
+        ("**Doc 1: Rome is the capital of Italy.**", ("", "Rome is the capital of Italy.")),
+        ("**Doc 1** (Title: Rome) The capital.", ("Rome", "The capital.")),
+        ("**Doc 1:** (Title: Rome) The capital.", ("Rome", "The capital.")),
+        ("**Doc 1 (Title: Rome):** The **capital**.", ("Rome", "The **capital**.")),
+    ],
+)
+def test_nothing_of_a_bold_document_is_lost(text: str, found: tuple[str, str]) -> None:
+    assert read(text) == [found]
+    assert read(f"{text}\nDoc 2: B") == [found, ("", "B")]
+
+
 def test_cut_after_k_and_doc_1_is_not_doc_10() -> None:
     ten = "\n".join(f"Doc {i}: text {i}" for i in range(1, 12))
     assert read(ten, 10) == [("", f"text {i}") for i in range(1, 11)]

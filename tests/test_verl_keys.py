@@ -98,7 +98,6 @@ REFUSED: dict[str, list[str]] = {
     "model.drafts": ["model.drafts=4"],
     "simulation.frozen": ["search.type=simulated", "simulation.mode=self", "simulation.frozen=true"],
     "training.resample": ["training.resample=1"],
-    "warm_start.rehearsed": ["warm_start.enabled=true", "warm_start.rehearsed=1"],
     "training.ahead": ["training.ahead=true"],
     "training.threads": ["training.threads=2"],
     "training.workers": ["training.workers=2"],
@@ -211,7 +210,6 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
 WITH_ANOTHER = {
     "simulation.noise.target": "simulation.noise.schedule",
     "simulation.noise.max_change": "simulation.noise.schedule",
-    "warm_start.rehearsal_weight": "warm_start.rehearsed",
 }
 """Of account only with a value of another key which is refused."""
 SCHEDULED = ["search.type=simulated", "simulation.noise.schedule=adaptive"]

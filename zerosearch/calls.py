@@ -1,5 +1,6 @@
-"""What calls to servers share: failures that may pass, the pauses after them, addresses that can be shown."""
+"""What calls to servers share: keys, failures that may pass, the pauses after them, addresses and words to be shown."""
 
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,6 +17,9 @@ CONNECT_SECONDS = 10.0
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
+
+WORDS = 300
+"""Signs of a server's own words that are shown at most."""
 
 
 class PassingError(Exception):
@@ -55,8 +59,30 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
+
+
+def read_key(*variables: str) -> str:
+    """The key in the first of these environment variables that is set, without white space around it; or nothing.
+
+    Raises:
+        UserError: it holds signs that no header carries.
+    """
+    for variable in variables:
+        if key := os.environ.get(variable, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise UserError(
+                    f"the environment variable {variable} holds no key, but signs that none has: correct it"
+                )
+            return key
+    return ""
+
+
+def quotable(words: str, key: str) -> str:
+    """Another's words in one line, cut, without the key and without signs that a terminal obeys."""
+    plain = "".join(sign for sign in " ".join(words.split()) if sign.isprintable())
+    return (plain.replace(key, "…") if key else plain)[:WORDS]
 
 
 def server_name(url: str) -> str:

@@ -1,10 +1,10 @@
 """`zerosearch serve`: a search engine, simulated or real, as a server."""
 
-import os
 from typing import Annotated
 
 import typer
 
+from zerosearch.calls import read_key
 from zerosearch.errors import UserError, install
 
 
@@ -58,7 +58,7 @@ def serve(
     from zerosearch.serving.engines import corpus_engine, open_recipe, recipe_engine
     from zerosearch.serving.guard import TOKEN
 
-    token, local = os.environ.get(TOKEN, "").strip(), is_loopback(host)
+    token, local = read_key(TOKEN), is_loopback(host)
     if not (local or token or without_token):
         raise UserError(
             f"whoever reaches {host} could search at your expense: put a token into the environment variable {TOKEN}, "

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import random
 import time
 from collections import defaultdict
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from zerosearch import calls
 from zerosearch.draws import seed_for
 from zerosearch.errors import Refused, RunError, Unavailable, UserError
-from zerosearch.inference.chat import ChatRequest
+from zerosearch.inference.chat import ChatRequest, Message
 from zerosearch.inference.endpoints import Endpoint, Endpoints
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class OpenAIChat:
     max_concurrency: requests under way at once. outage: seconds that a request waits while all servers are away.
 
     Raises:
-        UserError: an address that is none.
+        UserError: an address that is none, or a key that is none.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class OpenAIChat:
             raise UserError(f"No server is named for chat model '{model}'; give at least one base URL.")
         self._endpoints = Endpoints(urls, outage, self._probe)
         self._key_env = api_key_env
-        self._key = os.environ.get(api_key_env, "")
+        self._key = calls.read_key(api_key_env)
         self._timeout = timeout
         self._max_retries = max_retries
         self._max_concurrency = max_concurrency
@@ -197,7 +196,7 @@ class OpenAIChat:
             async with asyncio.timeout(self._timeout):
                 completion = await clients[server.calls % len(clients)].chat.completions.create(
                     model=self.name,
-                    messages=[dict(message) for message in request.messages],  # type: ignore[misc]
+                    messages=[_sendable(message) for message in request.messages],  # type: ignore[misc]
                     max_tokens=request.max_tokens,
                     temperature=request.temperature,
                     seed=request.seed,
@@ -205,7 +204,7 @@ class OpenAIChat:
                 )
         except (TimeoutError, openai.APIConnectionError) as error:
             cause = error.__cause__ or error
-            reason = str(cause) or type(cause).__name__
+            reason = calls.quotable(str(cause), self._key) or type(cause).__name__
             if type(cause).__name__ in _NOT_REACHED:
                 raise _NotTried(server.name, f"could not be reached ({reason})") from error
             if isinstance(error, TimeoutError | openai.APITimeoutError):
@@ -241,14 +240,16 @@ class OpenAIChat:
         return Refused(f"{refusal}.")
 
     def _said(self, error: "APIStatusError") -> str:
-        """The server's words in one line, cut, without the key and without signs that a terminal obeys."""
         body = error.body if isinstance(error.body, Mapping) else {}
         message = body.get("message") or body.get("detail")
-        words = " ".join(str(message or error.message).split())
-        plain = "".join(sign for sign in words if sign.isprintable())
-        return (plain.replace(self._key, "…") if self._key else plain)[:300]
+        return calls.quotable(str(message or error.message), self._key)
+
+
+def _sendable(message: Message) -> dict[str, str]:
+    """The message without lone surrogates, which no request can carry."""
+    return {"role": message["role"], "content": message["content"].encode("utf-8", "replace").decode()}
 
 
 def _pause(rounds: int) -> float:
     """Seconds until all servers are asked again: at most half a second, then one, two, … up to half a minute."""
-    return min(calls.FIRST_PAUSE * 2**rounds, calls.LONGEST_PAUSE / 2) * random.uniform(0.5, 1.0)
+    return min(calls.FIRST_PAUSE * 2 ** min(rounds, 10), calls.LONGEST_PAUSE / 2) * random.uniform(0.5, 1.0)

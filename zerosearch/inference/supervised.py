@@ -75,7 +75,7 @@ def learn(
     for index, (batch, (rate, share)) in islice(steps, done, None):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
-        loss = add_gradient(model, batch, settings.micro_batch_tokens, settings.dtype)
+        loss = _add_gradient(model, batch, settings)
         torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -91,15 +91,13 @@ def learn(
     return losses
 
 
-def add_gradient(
-    model: "PreTrainedModel", trees: Sequence[Tree], micro_batch_tokens: int, dtype: torch.dtype, weight: float = 1.0
-) -> float:
-    """Return the mean negative log-likelihood of the wanted tokens, in nats, and add `weight` times its gradient."""
+def _add_gradient(model: "PreTrainedModel", trees: Sequence[Tree], settings: SupervisedSettings) -> float:
+    """Return the mean negative log-likelihood of the wanted tokens, in nats, and add its gradient."""
     wanted = sum(sum(branch.wanted) for tree in trees for branch in tree.branches)
     total = 0.0
-    for together in micro_batches(trees, micro_batch_tokens, lambda tree: tree.tokens):
-        loss = -score(model, together, dtype=dtype).log_probs.sum() / wanted
-        (weight * loss).backward()
+    for together in micro_batches(trees, settings.micro_batch_tokens, lambda tree: tree.tokens):
+        loss = -score(model, together, dtype=settings.dtype).log_probs.sum() / wanted
+        loss.backward()
         total += loss.item()
     return total
 

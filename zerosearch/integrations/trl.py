@@ -73,10 +73,17 @@ class SearchEnvironments(TrainerCallback):
         return Dataset.from_list([_row(question) for question in questions_of(self.recipe, split)])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        steps, noise = self.recipe.training.steps, self.recipe.simulation.noise
-        if self.recipe.simulates and noise.schedule != "constant" and steps != state.max_steps:
+        recipe = self.recipe
+        steps, mixed = recipe.training.steps, recipe.search.mixed
+        changing = []
+        if recipe.simulates and recipe.simulation.noise.schedule != "constant":
+            changing += ["noise"]
+        if recipe.search.type == "mixed" and mixed.start != mixed.end:
+            changing += ["share of real searches"]
+        if changing and steps != state.max_steps:
             raise UserError(
-                f"the noise changes over training.steps = {steps}, but the trainer makes {state.max_steps} steps; "
+                f"the {' and the '.join(changing)} follows training.steps = {steps}, but the trainer makes "
+                f"{state.max_steps} steps; "
                 f"set training.steps={state.max_steps}"
             )
 

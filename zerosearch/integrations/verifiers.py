@@ -90,6 +90,8 @@ class SearchToolset(vf.Toolset[SearchToolsetConfig, SearchState]):
     async def search(self, query: str) -> str:
         """Find documents with a search engine."""
         state = self.state
+        if state.error:  # a failed search ends the rollout, whatever else the same message asks for
+            return state.error
         question = question_of(state.record)
         searches = Searches(self.engine, question, self.recipe.search.k, state.sample, turn=state.turn)
         try:

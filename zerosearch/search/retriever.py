@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
 from hashlib import sha256
 from typing import Any, Literal
 
 import httpx
 
-from zerosearch.calls import CONNECT_SECONDS, PassingError, may_pass, retry_after, server_name
+from zerosearch.calls import CONNECT_SECONDS, PassingError, may_pass, quotable, read_key, retry_after, server_name
 from zerosearch.data import Document
 from zerosearch.data.contents import split_contents
 from zerosearch.errors import RunError, UserError
@@ -45,7 +44,7 @@ class RetrieverEngine(RemoteEngine):
         except httpx.InvalidURL as error:
             raise UserError(f"'{self.server}' is no retriever's address ({error}): correct it") from None
         self._protocol = protocol
-        self._token = os.environ.get(TOKEN, "")
+        self._token = read_key(TOKEN)
 
     @property
     def identity(self) -> str:
@@ -120,10 +119,10 @@ class RetrieverEngine(RemoteEngine):
         """What the server gives as its reason, in brackets."""
         try:
             answer = json.loads(body)
-            said = " ".join((answer.get("error") or answer.get("detail")).split())
+            said = quotable(answer.get("error") or answer.get("detail"), self._token)
         except (ValueError, AttributeError, RecursionError):
             return ""
-        return f' ("{(said.replace(self._token, "…") if self._token else said)[:200]}")'
+        return f' ("{said}")'
 
 
 def _document(record: dict[str, Any]) -> Document:

@@ -1,13 +1,14 @@
 """A web search engine through SerpAPI, asked with its official client."""
 
 import asyncio
+import contextlib
 import logging
-import os
 import re
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
 from typing import Any
 
-from zerosearch.calls import CONNECT_SECONDS, PassingError, may_pass, retry_after, server_name
+from zerosearch.calls import CONNECT_SECONDS, PassingError, may_pass, quotable, read_key, retry_after, server_name
 from zerosearch.data import Document
 from zerosearch.errors import RunError, UserError, install
 from zerosearch.search.engine import Page
@@ -32,7 +33,7 @@ class SerpApiEngine(RemoteEngine):
         self, engine: str = "google", url: str = SERPAPI, limits: CallLimits | None = None, name: str = "serpapi"
     ) -> None:
         super().__init__(name, server_name(url).rstrip("/"), limits or CallLimits())
-        self._key = next((key for variable in KEYS if (key := os.environ.get(variable, "").strip())), "")
+        self._key = read_key(*KEYS)
         if not self._key:
             raise UserError(
                 f"SerpAPI asks for a key: put yours into the environment variable {KEYS[0]} (or {KEYS[1]}), "
@@ -40,7 +41,6 @@ class SerpApiEngine(RemoteEngine):
             )
         self._engine = engine
         self._client = self._open_client(url.rstrip("/"))
-        self._threads = ThreadPoolExecutor(self.limits.concurrency, thread_name_prefix="serpapi")
 
     def _open_client(self, url: str) -> Any:
         try:
@@ -62,7 +62,7 @@ class SerpApiEngine(RemoteEngine):
         return f"serpapi {self._engine} {self.server}"
 
     async def ask(self, query: str, k: int) -> Page:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, query, k)
+        return await _in_thread(lambda: self._ask(query, k))
 
     def _ask(self, query: str, k: int) -> Page:
         import requests
@@ -115,9 +115,7 @@ class SerpApiEngine(RemoteEngine):
 
     def _quoted(self, said: object) -> str:
         """What SerpAPI gives as its reason, in brackets."""
-        if not isinstance(said, str):
-            return ""
-        return f' ("{" ".join(said.replace(self._key, "…").split())[:200]}")'
+        return f' ("{quotable(said, self._key)}")' if isinstance(said, str) else ""
 
 
 def _document(result: dict[str, Any]) -> Document:
@@ -125,6 +123,30 @@ def _document(result: dict[str, Any]) -> Document:
     if not all(isinstance(part, str) for part in (title, snippet, link)):
         raise TypeError
     return Document(title.strip(), snippet.strip(), link)
+
+
+async def _in_thread(call: Callable[[], Page]) -> Page:
+    """What the call gives, from a thread of its own, which a process at its end does not wait for.
+
+    The client's limit is of each read: a server that sends a byte now and then keeps the thread for good.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Page] = loop.create_future()
+
+    def settle(setting: Callable[[Any], None], value: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: None if future.done() else setting(value))
+
+    def work() -> None:
+        try:
+            page = call()
+        except Exception as error:
+            settle(future.set_exception, error)
+        else:
+            settle(future.set_result, page)
+
+    threading.Thread(target=work, name="serpapi", daemon=True).start()
+    return await future
 
 
 _KEY = re.compile(r"(api_key=)[^&\s]+")

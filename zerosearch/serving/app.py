@@ -175,21 +175,28 @@ def _given(*texts: str) -> dict[str, Any]:
             context = None
         if not isinstance(context, dict):
             raise HTTPException(422, 'the context in the header or the query string is no JSON object like {"step": 3}')
-        given |= context
+        given = _nearer(given, context)
     return given
 
 
 def _laid_over(given: Mapping[str, Any], context: Context) -> Context:
-    """A query's own context over that of the whole request; a place in training replaces the other whole."""
+    """A query's own context over that of the whole request."""
     if not given:
         return context
-    own = context.model_dump(exclude_unset=True)
-    if own.keys() & {"step", "progress"}:
-        given = {name: value for name, value in given.items() if name not in ("step", "progress")}
     try:
-        return Context.model_validate({**given, **own})
+        return Context.model_validate(_nearer(given, context.model_dump(exclude_unset=True)))
     except ValidationError as mistake:
         raise HTTPException(422, _sentence("context", mistake.errors()[0])) from mistake
+
+
+def _nearer(far: Mapping[str, Any], near: Mapping[str, Any]) -> dict[str, Any]:
+    """Both in one; what the nearer says counts, and replaces a question or a place in training whole."""
+    replaced: set[str] = set()
+    if near.keys() & {"question", "question_id"}:
+        replaced |= {"question", "question_id", "golden_answers", "data_set"}
+    if near.keys() & {"step", "progress"}:
+        replaced |= {"step", "progress"}
+    return {name: value for name, value in far.items() if name not in replaced} | dict(near)
 
 
 def _client(request: Request) -> str:

@@ -1,16 +1,51 @@
 """Listening: where a server may, and until when it finishes what it has begun."""
 
+import asyncio
 import ipaddress
 import signal
 import socket
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zerosearch.errors import UserError
 
 _BACKLOG = 2048
 _IDLE_SECONDS = 75
+HEAD_SECONDS = 20.0
+"""How long the head of a request may take from its first byte, or a new connection without one."""
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's, with a limit for what comes before a request is known; uvicorn has none."""
+
+    head_seconds = HEAD_SECONDS
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        """Start the clock where no request is under way, unless it runs."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(self.head_seconds, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 def is_loopback(host: str) -> bool:
@@ -55,6 +90,7 @@ def serve(app: ASGIApp, listening: socket.socket, grace: float) -> None:
         server_header=False,
         lifespan="off",
         ws="none",
+        http=PatientProtocol,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=max(round(grace), 1),
     )

@@ -8,7 +8,7 @@ from zerosearch.data import Document, Question
 from zerosearch.data.text import normalize_answer
 from zerosearch.draws import seed_for
 from zerosearch.simulation.hops import hop_asked_for
-from zerosearch.simulation.quality import entities, holds_answer
+from zerosearch.simulation.quality import about, holds_answer
 
 T = TypeVar("T")
 TRIES = 50
@@ -44,10 +44,10 @@ class Distractors:
 
     def other_fact(self, question: Question, *place: str | int) -> Fact | None:
         """A fact that has nothing to do with the question; None where the set holds none."""
-        names = entities(question)
         for fact in _walk(self._facts, "other fact", *place):
-            about = [Document(fact.query, fact.question)]
-            if fact.question != question.text and not holds_answer(about, [*names, *question.golden_answers]):
+            told = Document(fact.query, fact.question)
+            near = about(told, question) or holds_answer([told], question.golden_answers)
+            if fact.question != question.text and not near:
                 return fact
         return None
 

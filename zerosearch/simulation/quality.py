@@ -15,9 +15,60 @@ _QUOTED = re.compile(r"[\"“]([^\"“”]+)[\"”]")
 _LINKS = {"of", "the", "and", "for", "in", "de", "la", "du", "von", "van"}
 _FIRST_WORDS = {"who", "whose", "what", "which", "when", "where", "why", "how", "in", "on", "at", "the", "a", "an"}
 _FIRST_WORDS |= {"is", "was", "are", "were", "did", "does", "do", "has", "have", "had", "name"}
+_SMALL_WORDS = {
+    "i",
+    "me",
+    "my",
+    "you",
+    "your",
+    "he",
+    "him",
+    "his",
+    "she",
+    "her",
+    "it",
+    "its",
+    "we",
+    "us",
+    "our",
+    "they",
+}
+_SMALL_WORDS |= {
+    "them",
+    "their",
+    "this",
+    "that",
+    "these",
+    "those",
+    "there",
+    "here",
+    "be",
+    "been",
+    "being",
+    "am",
+    "will",
+}
+_SMALL_WORDS |= {
+    "would",
+    "can",
+    "could",
+    "should",
+    "may",
+    "might",
+    "to",
+    "by",
+    "with",
+    "from",
+    "as",
+    "or",
+    "but",
+    "not",
+}
+_SMALL_WORDS |= {"no", "all", "any", "some", "many", "much", "more", "most", "other", "so", "than", "then", "up", "out"}
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) sorry|i (?:cannot|can't|can not|do not|don't) (?:provide|help|assist|answer|write|have|know)"
-    r"|as an (?:ai|language) (?:model|assistant)|as a language model|i(?:'m| am) (?:unable|not able) to)\b",
+    r"\b(?:i(?:['’]m| am) sorry"
+    r"|i (?:cannot|can['’]t|can not|do not|don['’]t) (?:provide|help|assist|answer|write|have|know)"
+    r"|as an (?:ai|language) (?:model|assistant)|as a language model|i(?:['’]m| am) (?:unable|not able) to)\b",
     re.IGNORECASE,
 )
 
@@ -69,6 +120,23 @@ def _capitalised(text: str) -> list[str]:
     return [" ".join(run) for run in runs if run]
 
 
+def about(document: Document, question: Question) -> bool:
+    """Whether it is about one of the question's entities or, where the question names none, has two of its words."""
+    if names := entities(question):
+        return holds_answer([document], names)
+    words = _telling_words(question.text)
+    return sum(holds_answer([document], [word]) for word in words) >= max(min(2, len(words)), 1)
+
+
+def _telling_words(text: str) -> set[str]:
+    return set(normalize_answer(text).split()) - _FIRST_WORDS - _LINKS - _SMALL_WORDS
+
+
+def refuses(text: str) -> bool:
+    """Whether the text declines to answer."""
+    return bool(_REFUSAL.search(text))
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the documents of a page are held against.
@@ -100,14 +168,14 @@ class Written:
 
     def of_its_kind(self, wanted: Wanted) -> bool:
         """Whether it is noise of the kind that it is to be; `near_miss` is of the question, `irrelevant` is not."""
-        about = holds_answer([self.document], entities(wanted.question))
+        near = about(self.document, wanted.question)
         wrong = bool(wanted.wrong) and holds_answer([self.document], [wanted.wrong])
-        fits = {"irrelevant": not about, "near_miss": about and not wrong, "contradicting": wrong}
+        fits = {"irrelevant": not near, "near_miss": near and not wrong, "contradicting": wrong}
         return fits.get(self.label, True) and not self.leaks(wanted)
 
     @property
     def refuses(self) -> bool:
-        return bool(_REFUSAL.search(self.document.text))
+        return refuses(self.document.text)
 
 
 def faults(written: Sequence[Written], wanted: Wanted) -> list[int]:
@@ -144,14 +212,15 @@ class Draft:
     """What came of asking for a page.
 
     labels: of the documents that were asked for. first: as first written. shown: what is left after repair.
-    rewritten: whether the page was written again. dropped: documents left out whole. error: one sentence where the
-    chat model failed.
+    refused: replies as first written that hold a refusal and no document. rewritten: whether it was written again.
+    dropped: documents left out whole. error: one sentence where the chat model failed.
     """
 
     wanted: Wanted
     labels: tuple[Label, ...]
     first: tuple[Written, ...] = ()
     shown: tuple[Written, ...] = ()
+    refused: int = 0
     rewritten: bool = False
     dropped: int = 0
     error: str = ""
@@ -202,7 +271,7 @@ class PageCounts:
             "hits": told and not misses(shown, labels, wanted),
             "hits_first": told and not misses(first, labels, wanted),
             "gold_pages": holds_answer(documents, wanted.gold),
-            "refusals": sum(each.refuses for each in first),
+            "refusals": draft.refused + sum(each.refuses for each in first),
             "copies": len(first) - len({normalize_answer(each.document.text) for each in first}),
             "foreign": sum(foreign(document, wanted.question) for document in documents),
             "words": sum(len(document.text.split()) for document in documents),
@@ -221,7 +290,8 @@ class PageCounts:
         pages, errors, empty_pages, short_pages (some documents, but fewer than asked for), documents_asked,
         documents_delivered, documents_dropped (for a leak, a refusal or a copy), seconds (waited, summed over pages);
         aimless_pages: the query asks for no fact whose answers are known.
-        refusals, copies: documents as first written that decline to answer; that repeat another one's text.
+        refusals, copies: documents, or whole replies, as first written that decline to answer; documents that repeat
+        another one's text.
         foreign: documents in another script than the question's. words_per_document: of those shown.
         delivered_rate: documents shown, of those asked for. rewritten_rate: pages that were written again.
         noise_scheduled, noise_realised: the mean probability and the share of documents labelled noisy.

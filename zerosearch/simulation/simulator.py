@@ -6,17 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from zerosearch.data import Document, Question
+from zerosearch.data import Question
 from zerosearch.draws import seed_for
 from zerosearch.errors import RunError, Unavailable
 from zerosearch.inference.chat import ChatModel, ChatRequest, CountingChat, without_thought
 from zerosearch.search.engine import MOST_PAGES, Figure, Noise, Page, SearchRequest
 from zerosearch.simulation.distractors import Distractors
 from zerosearch.simulation.noise import Dial, Label, draw_labels, noise_of
-from zerosearch.simulation.quality import Draft, PageCounts, Wanted, Written, faults, misses, telling_answers
+from zerosearch.simulation.quality import (
+    Draft,
+    PageCounts,
+    Wanted,
+    Written,
+    faults,
+    misses,
+    refuses,
+    telling_answers,
+)
 from zerosearch.simulation.schedule import Schedule
 from zerosearch.simulation.telling import Teller, Told
-from zerosearch.simulation.template import Template, parse_documents
+from zerosearch.simulation.template import Template, holds_first_document, parse_documents
 
 Repair = Literal["none", "drop", "rewrite"]
 
@@ -112,15 +121,16 @@ class Simulator:
         try:
             told = await self._teller.told(request.query, request.question)
             wanted = self._wanted(request, labels, told)
-            first = shown = await self._documents(request, labels, told.answer, wanted)
+            first, refused = await self._documents(request, labels, told.answer, wanted)
         except Unavailable:
             raise
         except RunError as failure:
             return Draft(wanted, labels, error=str(failure))
+        shown = first
         rewritten = repair == "rewrite" and _trouble(first, labels, wanted) > 0
         if rewritten:
             try:
-                again = await self._documents(request, labels, told.answer, wanted, "again")
+                again, _ = await self._documents(request, labels, told.answer, wanted, "again")
                 shown = min(first, again, key=lambda written: _trouble(written, labels, wanted))
             except Unavailable:
                 raise
@@ -128,7 +138,7 @@ class Simulator:
                 pass  # there is the first one still
         dropped = faults(shown, wanted) if repair != "none" else []
         kept = tuple(each for place, each in enumerate(shown) if place not in dropped)
-        return Draft(wanted, labels, first, kept, rewritten, len(dropped))
+        return Draft(wanted, labels, first, kept, refused, rewritten, len(dropped))
 
     def _wanted(self, request: SearchRequest, labels: Sequence[Label], told: Told) -> Wanted:
         question, wrong = request.question, ""
@@ -139,19 +149,29 @@ class Simulator:
 
     async def _documents(
         self, request: SearchRequest, labels: Sequence[Label], answer: str, wanted: Wanted, *again: str
-    ) -> tuple[Written, ...]:
-        """The page's documents in the order of their labels, written in one call for each label."""
+    ) -> tuple[tuple[Written, ...], int]:
+        """The page's documents in the order of their labels, written in one call for each label; and how many replies
+        are a refusal in place of documents."""
         counts = {label: labels.count(label) for label in labels}
         calls = [self._call(request, label, count, answer, wanted, *again) for label, count in counts.items()]
-        of_label = dict(zip(counts, map(iter, await asyncio.gather(*calls)), strict=True))
-        written = ((next(of_label[label], None), label) for label in labels)
-        return tuple(Written(document, label) for document, label in written if document is not None)
+        replies = await asyncio.gather(*calls)
+        source = self._chat.name
+        found = {
+            label: parse_documents(reply, count, source)
+            for (label, count), reply in zip(counts.items(), replies, strict=True)
+        }
+        refused = sum(not of_label and refuses(reply) for of_label, reply in zip(found.values(), replies, strict=True))
+        left = {label: iter(of_label) for label, of_label in found.items()}
+        written = ((next(left[label], None), label) for label in labels)
+        return tuple(Written(document, label) for document, label in written if document is not None), refused
 
     async def _call(
         self, request: SearchRequest, label: Label, count: int, answer: str, wanted: Wanted, *again: str
-    ) -> tuple[Document, ...]:
-        """The documents of one label. Contradicting ones are written as useful ones are, for a wrong answer, and
-        irrelevant ones for another question's query."""
+    ) -> str:
+        """A reply with the documents of one label.
+
+        Contradicting ones are written as useful ones are, for a wrong answer, and irrelevant ones for another
+        question's query."""
         query, question, noise = request.query, request.question.text, noise_of(label)
         if label == "contradicting" and wanted.wrong:
             answer, noise = wanted.wrong, "useful"
@@ -168,7 +188,7 @@ class Simulator:
             stop=(f"\nDoc {count + 1}",),
             group=request.question.text,
         )
-        return parse_documents(without_thought(await self._chat.chat(chat_request)), count, self._chat.name)
+        return _spoken(await self._chat.chat(chat_request))
 
     def counters(self) -> dict[str, float]:
         """What came of the pages since the last reset, as `simulator/…`; see `PageCounts.summary`.
@@ -193,6 +213,12 @@ class Simulator:
 def _place(seed: int, request: SearchRequest) -> tuple[str | int, ...]:
     """What a draw for a page's contents depends on."""
     return (seed, request.question.data_set, request.question.id, request.query, request.step)
+
+
+def _spoken(reply: str) -> str:
+    """The reply without its thought; a closing tag alone ends one only where the documents begin after it."""
+    said = without_thought(reply)
+    return said if reply.lstrip().startswith("<think>") or holds_first_document(said) else reply
 
 
 def _trouble(written: Sequence[Written], labels: Sequence[Label], wanted: Wanted) -> int:

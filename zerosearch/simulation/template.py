@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zerosearch.data import Document
 from zerosearch.errors import UserError
@@ -150,33 +150,55 @@ def parse_documents(text: str, k: int, source: str) -> tuple[Document, ...]:
     own. Documents without text are left out whole; so is what stands before the first document, and all
     that follows a number above k. Texts lose the white space around them and nothing else.
     """
-    documents: list[tuple[str, list[str]]] = []
+    documents: list[tuple[_Heading, list[str]]] = []
     for line in text.split("\n"):
         marker = _MARKER.match(line)
         heading = _heading(line[marker.end() :], bold=bool(marker[1])) if marker else None
         if marker and heading:
             if int(marker[2]) > k:
                 break
-            documents.append((heading[0], [heading[1]]))
+            documents.append((heading, [heading.text]))
         elif documents:
             documents[-1][1].append(line)
-    contents = [(title, "\n".join(lines).strip()) for title, lines in documents]
-    return tuple(Document(title, content, source) for title, content in contents if content)[:k]
+    contents = [(heading, "\n".join(lines).strip()) for heading, lines in documents]
+    # Bold words that nothing follows are the text, and no title.
+    found = [
+        ("", heading.title) if heading.guessed and not content else (heading.title, content)
+        for heading, content in contents
+    ]
+    return tuple(Document(title, content, source) for title, content in found if content)[:k]
 
 
-def _heading(rest: str, bold: bool) -> tuple[str, str] | None:
-    """Title and beginning of the text, from what follows `Doc 1`; None where that is no heading."""
+def holds_first_document(text: str) -> bool:
+    """Whether a line of the text is the heading of a document 1."""
+    return any(marker[2] == "1" for line in text.split("\n") if (marker := _MARKER.match(line)))
+
+
+class _Heading(NamedTuple):
+    """guessed: the title is only bold, and not called one."""
+
+    title: str
+    text: str
+    guessed: bool = False
+
+
+def _heading(rest: str, bold: bool) -> _Heading | None:
+    """What follows `Doc 1`; None where that is no heading."""
     if bold and "**" in rest:
         inside, after = rest.split("**", 1)
-        title, text = _heading(inside, bold=False) or (inside, "")
-        return title or text.strip(), after.removeprefix(":")
+        if not inside.strip(": "):
+            return _heading(after, bold=False) or _Heading("", after)
+        title, text, _ = _heading(inside, bold=False) or _Heading(inside, "")
+        if title:
+            return _Heading(title, f"{text}{after}" if text.strip() else after.removeprefix(":"))
+        return _Heading(text.strip(), after.removeprefix(":"), guessed=True)
     rest = rest.lstrip()
     if rest.lower().startswith(_LABEL.lower()):
         end = _closing_parenthesis(rest)
-        return rest[len(_LABEL) : end].strip(), rest[end + 1 :].removeprefix(":")
+        return _Heading(rest[len(_LABEL) : end].strip(), rest[end + 1 :].removeprefix(":"))
     if rest.startswith(":"):
-        return "", rest[1:]
-    return None if rest else ("", "")
+        return _Heading("", rest[1:])
+    return None if rest else _Heading("", "")
 
 
 def _closing_parenthesis(text: str) -> int:

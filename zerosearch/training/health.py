@@ -120,13 +120,10 @@ class Alarm:
     largest: bool = True
 
     def beyond(self, value: float, limit: float) -> bool:
-        """Whether the figure is beyond the limit, or no finite number. A limit of 0 is none.
-
-        A smallest one asks for a figure above 0: a step that taught nothing has measured none.
-        """
+        """Whether the figure is at the limit or beyond it, or no finite number. A limit of 0 is none."""
         if not math.isfinite(value):
             return True
-        return bool(limit) and (value > limit if self.largest else 0 < value < limit)
+        return bool(limit) and (value >= limit if self.largest else value <= limit)
 
 
 ALARMS = (
@@ -153,7 +150,10 @@ UNWATCHED = "verl/"
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A figure that is beyond its limit now. since: the first step of it. over: whether the run stops for it."""
+    """A figure that was beyond its limit when it was last measured.
+
+    since: the first step of it. over: whether the run stops for it.
+    """
 
     figure: str
     since: int
@@ -165,13 +165,14 @@ class Trouble:
 class Watch:
     """Watches the figures of a run's steps against the recipe's limits.
 
-    good_step: the last step at which no figure was beyond its limit. All that it says is a function of the rows, so
-    that a resumed run is stopped where an unbroken one is.
+    good_step: the last step whose weights are known to be well, since no figure of the episodes that they played was
+    beyond its limit. What is known of a step's weights comes `behind` steps later. All that it says is a function of
+    the rows, so that a resumed run is stopped where an unbroken one is.
     """
 
-    def __init__(self, limits: Health, rows: Sequence[Mapping[str, Any]] = ()):
+    def __init__(self, limits: Health, rows: Sequence[Mapping[str, Any]] = (), behind: int = 1):
         """rows: those of the steps done so far, from step 1 on; null stands for what was no finite number."""
-        self._limits = limits
+        self._limits, self._behind = limits, behind
         self._rows: list[Mapping[str, Any]] = []
         self._best = dict.fromkeys(FALLS.values(), -math.inf)
         self.good_step = 0
@@ -185,12 +186,12 @@ class Watch:
         self._rows.append(row)
         if len(self._rows) >= self._limits.reward_steps:
             self._best = {figure: max(best, self._mean(figure)) for figure, best in self._best.items()}
-        if not any(self._troubles()):
-            self.good_step = int(row["step"])
+        if not any(self._troubles()) and not any(self._low(key, row) for key in FALLS):
+            self.good_step = max(0, int(row["step"]) - self._behind)
 
     @property
     def troubles(self) -> list[Trouble]:
-        """The figures that are beyond their limits at the last step."""
+        """The figures that are beyond their limits."""
         return list(self._troubles())
 
     def _mean(self, figure: str) -> float:
@@ -210,7 +211,7 @@ class Watch:
         from zerosearch.training.checkpoint import checkpoint_before, step_of
 
         worst = min(over, key=lambda trouble: trouble.since)
-        good = checkpoint_before(checkpoints, self.good_step)
+        good = checkpoint_before(checkpoints, min(self.good_step, worst.since - 1 - self._behind))
         export = f"zerosearch export {checkpoints.parent} --step {step_of(good)} --out …" if good else ""
         with_name = f"model.name (after {export})" if good and good.name.startswith("global_step_") else "model.name"
         raise RunError(
@@ -229,19 +230,21 @@ class Watch:
             yield from self._fallen(key, figure)
 
     def _beyond(self, alarm: Alarm) -> Iterator[Trouble]:
-        limit, rows = getattr(self._limits, alarm.key) if alarm.key else 0.0, self._rows
-        latest = (_number(row.get(alarm.figure, limit)) for row in reversed(rows))
+        """Steps that taught nothing have not measured all figures; they neither go on with a trouble nor end it."""
+        limit = getattr(self._limits, alarm.key) if alarm.key else 0.0
+        rows = [row for row in self._rows if alarm.figure in row]
+        latest = (_number(row[alarm.figure]) for row in reversed(rows))
         values = list(takewhile(lambda value: alarm.beyond(value, limit), latest))
         if not values:
             return
         now, steps = values[0], len(values)
         since, way = int(rows[-steps]["step"]), alarm.figure
         if steps < len(rows):
-            way += f" went from {figure_text(_number(rows[-steps - 1].get(alarm.figure, limit)))} to"
+            way += f" went from {figure_text(_number(rows[-steps - 1][alarm.figure]))} to"
         if not math.isfinite(now):
             yield Trouble(alarm.figure, since, True, f"{way} no finite number in {_steps(steps)}", "")
             return
-        side = "above" if alarm.largest else "below"
+        side = "not below" if alarm.largest else "not above"
         yield Trouble(
             alarm.figure,
             since,
@@ -251,21 +254,22 @@ class Watch:
         )
 
     def _fallen(self, key: str, figure: str) -> Iterator[Trouble]:
-        """Trouble begins at the first of the last steps whose own figure is below the limit."""
+        """Trouble begins at the first of the last steps whose own figure is below the limit of their mean."""
         share, size, best = getattr(self._limits, key), self._limits.reward_steps, self._best[figure]
-        if not share or best <= 0:
-            return
-        last = self._mean(figure)
-        below = [row for row in self._rows[-size:] if _number(row.get(figure)) < share * best]
-        if below:
+        if share and best > 0 and (last := self._mean(figure)) < share * best:
             yield Trouble(
                 figure,
-                int(below[0]["step"]),
-                last < share * best,
+                next(int(row["step"]) for row in self._rows[-size:] if self._low(key, row)),
+                True,
                 f"the mean of {figure} over {_steps(size)} went from {figure_text(best)} at best to "
                 f"{figure_text(last)}, less than health.{key} = {share:g} of it",
                 _way_on(key),
             )
+
+    def _low(self, key: str, row: Mapping[str, Any]) -> bool:
+        """Whether one step's own figure is below the limit of the mean."""
+        share, best = getattr(self._limits, key), self._best[FALLS[key]]
+        return bool(share) and best > 0 and _number(row.get(FALLS[key])) < share * best
 
 
 def _number(value: float | None) -> float:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,6 @@ from zerosearch.training.lessons import Lesson, episodes_of, filled, judged, les
 from zerosearch.training.loss import divergence, importance_weights
 from zerosearch.training.recipe import Recipe, Training
 from zerosearch.training.recipe_algorithm import ADAMW_BETAS, Algorithm
-from zerosearch.training.rehearsal import Rehearsal
 from zerosearch.training.rollout import Group
 from zerosearch.training.update import update_critic, update_policy
 
@@ -30,7 +28,6 @@ class Learner:
     """Turns a step's groups into updates.
 
     start: the folder or name of the model before the first step: the reference, and where the critic starts.
-    rehearsal: what is learned from demonstrations beside it.
     kl_coefficient: what the divergence in the reward counts, which an adaptive controller changes.
     """
 
@@ -40,9 +37,8 @@ class Learner:
         policy: "PreTrainedModel",
         start: str,
         dtype: torch.dtype = torch.float32,
-        rehearsal: Rehearsal | None = None,
     ):
-        self._recipe, self._dtype, self._rehearsal = recipe, dtype, rehearsal
+        self._recipe, self._dtype = recipe, dtype
         algorithm, training = recipe.algorithm, recipe.training
         self.kl_coefficient = algorithm.kl_coefficient
         self.policy = policy
@@ -94,18 +90,7 @@ class Learner:
         if self.critic:
             figures |= update_critic(*self.critic, taught, recipe, self._dtype, between)
         taught = taught if warm else []
-        rehearsed: list[float] = []
-
-        def rehearse(update: int) -> bool:
-            between()
-            loss = self._rehearsal.add_gradient(self.policy, step, update) if self._rehearsal else None
-            if loss is None:
-                return False
-            rehearsed.append(loss)
-            return True
-
-        figures |= update_policy(self.policy, self.optimizer, taught, recipe, self._dtype, between, whole, rehearse)
-        return figures | ({"rehearsal_loss": fmean(rehearsed)} if rehearsed else {})
+        return figures | update_policy(self.policy, self.optimizer, taught, recipe, self._dtype, between, whole)
 
     def _measured(self, taught: list[Lesson], between: Callable[[], None]) -> list[Lesson]:
         """Add what forward passes of the policy before its updates, the reference and the critic say."""

@@ -8,6 +8,9 @@ from torch import Tensor
 from zerosearch.training.experience import Experience, sums
 from zerosearch.training.recipe_algorithm import Algorithm
 
+LARGEST_LOG_RATIO = 20.0
+"""In nats; a ratio beyond counts as this one and has no gradient, as in verl. In float32 it would soon be infinite."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -64,7 +67,7 @@ def policy_loss(
     if algorithm.ratio == "sequence":
         means_E = sums(log_ratio_W.detach(), experience.lengths_E) / experience.lengths_E
         log_ratio_W = log_probs_W - log_probs_W.detach() + means_E.repeat_interleave(experience.lengths_E)
-    ratio_W = log_ratio_W.exp()
+    ratio_W = log_ratio_W.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
     bounded_W = ratio_W.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
     surrogate_W = torch.minimum(ratio_W * advantages_W, bounded_W * advantages_W)
     clipped_W = bounded_W * advantages_W < ratio_W * advantages_W

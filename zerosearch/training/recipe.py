@@ -433,11 +433,6 @@ class Recipe(Section):
             )
         for hindrance in self._keeps_one_process() if training.workers > 1 else ():
             raise ValueError(f"training.workers is {training.workers}, but {hindrance}; set training.workers = 1")
-        if self.warm_start.rehearsed and not self.warm_start.enabled:
-            raise ValueError(
-                f"warm_start.rehearsed is {self.warm_start.rehearsed}, but there are no demonstrations without a warm "
-                "start; set warm_start.enabled = true, or warm_start.rehearsed = 0"
-            )
         if training.questions_per_step % algorithm.mini_batches:
             raise ValueError(
                 f"algorithm.mini_batches is {algorithm.mini_batches}, which does not divide "

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from zerosearch.training.recipe_section import Count, Positive, PositiveFloat, Section, Share
+from zerosearch.training.recipe_section import Positive, PositiveFloat, Section, Share
 
 
 class WarmStart(Section):
@@ -24,10 +24,6 @@ class WarmStart(Section):
     """Demonstrations, or turns of them, in one update."""
     learning_rate: PositiveFloat = 2e-5
     """Peak learning rate."""
-    rehearsed: Count = 0
-    """Demonstrations that each step of reinforcement goes through once more, in turn; 0 = none."""
-    rehearsal_weight: PositiveFloat = 0.1
-    """Weight of their loss beside that of reinforcement at first; it falls linearly to nothing."""
     average: Share = 0.0
     """Share of the updates, the last ones, whose weights are averaged: the order of few demonstrations then says less
     about what is learned; 0 = the last weights."""

@@ -35,7 +35,6 @@ from zerosearch.training.engines import TEMPLATE, check_data, check_engines, che
 from zerosearch.training.player import Method, testing_player
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe, resolved_toml
-from zerosearch.training.rehearsal import Rehearsal
 from zerosearch.training.rewards import load_function
 from zerosearch.training.run import Run, check_device, keeping
 from zerosearch.training.run_report import reported, write_run_report
@@ -73,7 +72,7 @@ def train(recipe: Recipe) -> None:
         steps = recipe.training.steps
         tested = steps_done(folder.checkpoints) == steps and TRAINED in folder.read_results().systems
         if steps and not tested:
-            trainer.reinforce(run, start, rehearsal(run))
+            trainer.reinforce(run, start)
         if recipe.evaluation.trained and not tested:
             evaluate_policy(run, TRAINED, steps)
         folder.add_peak_memory(run.processes)
@@ -203,14 +202,6 @@ def warm_start_trees(run: Run, shown: Sequence[Trajectory]) -> list[Tree]:
     if run.recipe.warm_start.unit == "turn":
         return [tree for trajectory in shown for tree in turn_trees(trajectory)]
     return [supervised_tree(trajectory) for trajectory in shown]
-
-
-def rehearsal(run: Run) -> Rehearsal | None:
-    """What reinforcement learns from the demonstrations beside it, if the recipe says so."""
-    if not run.recipe.warm_start.rehearsed:
-        return None
-    trees = [supervised_tree(trajectory) for trajectory in demonstrations(run)]
-    return Rehearsal(trees, run.recipe, run.dtype)
 
 
 def warm_start_settings(run: Run) -> SupervisedSettings:

@@ -21,31 +21,29 @@ from zerosearch.training.checkpoint import (
 from zerosearch.training.health import Watch, engine_figures, step_figures
 from zerosearch.training.learner import Learner
 from zerosearch.training.player import training_player
-from zerosearch.training.rehearsal import Rehearsal
 from zerosearch.training.rollout import Group, QuestionOrder, run_groups
 from zerosearch.training.run import Run, keeping
 
 STAGE = REINFORCEMENT
 
 
-def reinforce(run: Run, start: str, rehearsal: Rehearsal | None = None) -> None:
+def reinforce(run: Run, start: str) -> None:
     """Train the policy for the recipe's steps, or for those that are left.
 
     With `training.ahead`, the episodes of a step run with the weights from before the update of the step before, while
     that update is computed: whenever all of them wait for pages.
 
     start: the folder or name of the model before the first step, which is also the reference.
-    rehearsal: what is learned from demonstrations beside it.
 
     Raises:
         RunError: the simulator's servers were away, too many searches failed, the calls allowed are made, a worker has
             ended, or the policy collapsed. UserError: a reward function failed. The steps done so far are kept.
     """
-    _take_steps(run, start, rehearsal)
+    _take_steps(run, start)
     release_memory()
 
 
-def _take_steps(run: Run, start: str, rehearsal: Rehearsal | None) -> None:
+def _take_steps(run: Run, start: str) -> None:
     recipe, folder, display = run.recipe, run.folder, run.display
     training = recipe.training
     found = checkpoints(folder.checkpoints)
@@ -56,7 +54,7 @@ def _take_steps(run: Run, start: str, rehearsal: Rehearsal | None) -> None:
         add_adapters(policy, recipe.lora.rank, recipe.lora.alpha, recipe.seed)
         if found:
             load_adapter_weights(found[-1], policy)
-    learner = Learner(recipe, policy, start, run.dtype, rehearsal)
+    learner = Learner(recipe, policy, start, run.dtype)
     if found:
         learner.restore(found[-1], state.kl_coefficient)
     folder.resume(STAGE, state.step)
@@ -64,7 +62,8 @@ def _take_steps(run: Run, start: str, rehearsal: Rehearsal | None) -> None:
     rollout = Rollout.from_json(ready) if ready else None
     position = rollout.position if rollout else state.position
     order = QuestionOrder(run.train_questions, recipe.seed, position, recipe.data.balance)
-    rewards, watch = list(state.rewards), Watch(recipe.health, folder.metrics.rows(STAGE))
+    rewards = list(state.rewards)
+    watch = Watch(recipe.health, folder.metrics.rows(STAGE), behind=2 if training.ahead else 1)
     with keeping(_kept(state)):
         player = training_player(run, rewards)
     display.stage(STAGE, training.steps, state.step)
@@ -83,7 +82,7 @@ def _take_steps(run: Run, start: str, rehearsal: Rehearsal | None) -> None:
                     if step > begun + 1:
                         player.take_weights(policy)
                     rollout = rollouts.take(step)
-                except (RunError, UserError):
+                except (RunError, UserError, KeyboardInterrupt):
                     if state.step > saved:
                         _save(run, learner, state, watch)
                     raise
@@ -149,7 +148,7 @@ def _save(run: Run, learner: Learner, state: TrainingState, watch: Watch, coming
         state,
         run.recipe.training.keep,
         learner.critic,
-        watch.good_step,
+        watch.good_step if state.step < run.recipe.training.steps else state.step,
         {AHEAD: json.dumps(coming.to_json())} if coming else None,
     )
 

@@ -1,5 +1,6 @@
 """The step's updates of policy and critic from its lessons."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -27,17 +28,15 @@ def update_policy(
     dtype: torch.dtype = torch.float32,
     between: Callable[[], None] = lambda: None,
     whole: Sequence[Lesson] | None = None,
-    beside: Callable[[int], bool] = lambda _: False,
 ) -> dict[str, float]:
     """Take `algorithm.epochs` passes of `algorithm.mini_batches` optimiser steps and return their figures.
 
-    The figures are means over the tokens that are learned from; where there are none, only the gradient's norm is told.
+    The figures are means over the tokens that are learned from, and of the gradient's norms; where nothing is learned,
+    there are none.
 
     What a token weighs depends on the whole step's tokens, not on its mini-batch or micro-batch: a small mini-batch
     is a small step. Observation and prompt tokens are read but never scored. between: called before each micro-batch.
     whole: all lessons of the step, where `taught` lacks those of no advantage; a token weighs as if they were there.
-    beside: called with the number of each update, the first being 0; adds another gradient to its own and says whether
-    it did, which is update enough where no episode teaches.
     """
     algorithm, temperature = recipe.algorithm, recipe.training.temperature
 
@@ -46,8 +45,7 @@ def update_policy(
         return policy_loss(scores.log_probs, scores.entropies, experience, weights_W, algorithm)
 
     counted = taught if whole is None else whole
-    figures, norm = _descend(policy, optimizer, taught, counted, recipe, algorithm.aggregation, loss, between, beside)
-    return figures | {"gradient_norm": norm}
+    return _descend(policy, optimizer, taught, counted, recipe, algorithm.aggregation, loss, between)
 
 
 def update_critic(
@@ -67,8 +65,10 @@ def update_critic(
     def loss(trees: Sequence[Tree], experience: Experience, weights_W: Tensor) -> Loss:
         return value_loss(critic.values(trees, dtype), experience, weights_W, clip)
 
-    figures, norm = _descend(critic, optimizer, taught, taught, recipe, "token_mean", loss, between)
-    return figures | {"critic_gradient_norm": norm}
+    figures = _descend(critic, optimizer, taught, taught, recipe, "token_mean", loss, between)
+    if "gradient_norm" in figures:
+        figures["critic_gradient_norm"] = figures.pop("gradient_norm")
+    return figures
 
 
 def _descend(
@@ -80,9 +80,9 @@ def _descend(
     aggregation: str,
     loss: Callable[[Sequence[Tree], Experience, Tensor], Loss],
     between: Callable[[], None],
-    beside: Callable[[int], bool] = lambda _: False,
-) -> tuple[dict[str, float], float]:
-    """Take the optimiser steps; return the mean of the figures over tokens, and that of the gradient's norms."""
+) -> dict[str, float]:
+    """Take the optimiser steps, but none along a gradient that is no finite number; return the means of the figures
+    over tokens, and of the gradient's norms."""
     algorithm, training = recipe.algorithm, recipe.training
     sums: Counter[str] = Counter()
     norms: list[float] = []
@@ -92,7 +92,7 @@ def _descend(
     everything = episodes_of(counted)
     tokens, episodes = sum(episode.tokens for episode in everything) / parts, len(everything) / parts
     model.train()
-    for epoch in range(algorithm.epochs):
+    for _ in range(algorithm.epochs):
         for number in range(algorithm.mini_batches):
             batch = taught[number :: algorithm.mini_batches]
             for together in packed(batch, training.micro_batch_tokens):
@@ -110,12 +110,12 @@ def _descend(
                 sums.update(found.figures)
                 extremes += found.ratios
                 seen += experience.tokens
-            added = beside(epoch * algorithm.mini_batches + number)
-            if batch or added:
+            if batch:
                 norms.append(nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).item())
-                optimizer.step()
+                if math.isfinite(norms[-1]):
+                    optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
     model.eval()
     ranges = {"ratio_min": min(extremes), "ratio_max": max(extremes)} if extremes else {}
     means = {name: value / seen for name, value in sums.items()}
-    return means | ranges, fmean(norms) if norms else 0.0
+    return means | ranges | ({"gradient_norm": fmean(norms)} if norms else {})

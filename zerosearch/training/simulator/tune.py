@@ -88,7 +88,7 @@ def tune(data: Path, recipe: Recipe, out: Path, held_out: int = 0) -> dict[str, 
         "data": str(data),
         "sha256": fingerprint(data),
         "held_out": len(lessons.held_out),
-        "template": lessons.template.layout,
+        "template": template_toml(lessons.template),
         "seed": recipe.seed,
         **tuning.model_dump(exclude={"enabled", "save_every"}),
     }

@@ -45,11 +45,6 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         )
     if not training.steps:
         yield "training.steps is 0, so verl would train nothing; set it to 1 or more"
-    if rehearsed := recipe.warm_start.rehearsed:
-        yield (
-            f"warm_start.rehearsed is {rehearsed}, but verl learns from its own episodes only; set "
-            "warm_start.rehearsed = 0"
-        )
     if training.resample:
         yield (
             f"training.resample is {training.resample}, but on verl every group that was sampled is learned from; set "
