@@ -19,14 +19,14 @@ from statistics import fmean
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from zerosearch.evaluation.results import TRAINED, Gains, Scores, gains
+from zerosearch.evaluation.results import TRAINED, WARM_START, Gains, Scores, gains
 from zerosearch.report.plots import BLUE, DOTS_PER_INCH, STYLE, smoothed
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.seeds import mean_of_runs, scored
 from zerosearch.training.trainer import STAGE
 
 RECIPE = "world-bm25"
-NO_MORE = ["evaluation.untrained=false", "evaluation.warm_start=false"]
+QUIET = ["report.live=false", "evaluation.untrained=false"]
 ALGORITHMS: dict[str, list[str]] = {
     "reinforce": ["algorithm.type=reinforce"],
     "reinforce_positive": ["algorithm.type=reinforce_positive"],
@@ -104,9 +104,9 @@ class Bench:
             name,
             len(seeds),
             [fmean(step) for step in zip(*rewards, strict=True)],
-            mean_of_runs(starts).systems[TRAINED].all,
+            mean_of_runs(starts).systems[WARM_START].all,
             mean_of_runs(runs).systems[TRAINED].all,
-            gains(scored(runs, TRAINED), scored(starts, TRAINED)),
+            gains(scored(runs, TRAINED), scored(starts, WARM_START)),
             fmean(float(run.read_results().measurements["reinforcement_seconds"] or 0) for run in runs),
         )
 
@@ -114,8 +114,7 @@ class Bench:
         """Train the recipe in a process of its own, unless that is done."""
         folder = self._out / name
         if not (folder / "examples.txt").exists():
-            given = [f"output={folder}", f"seed={seed}", "resume=true", "report.live=false", *NO_MORE]
-            given += [*self._overrides, *overrides]
+            given = [f"output={folder}", f"seed={seed}", "resume=true", *QUIET, *self._overrides, *overrides]
             subprocess.run([sys.executable, "-m", "zerosearch", "train", RECIPE, *given], check=True)
         return RunFolder.open(folder)
 

@@ -271,11 +271,13 @@ def test_the_coefficient_follows_its_target(
 ) -> None:
     verl = core.AdaptiveKLController(coefficient, target, horizon)
     verl.update(kl, episodes)
-    algorithm = Algorithm(kl_in="reward", kl_coefficient=coefficient, kl_target=target, kl_horizon=horizon)
+    algorithm = Algorithm(
+        kl_in="reward", normalize_std=False, kl_coefficient=coefficient, kl_target=target, kl_horizon=horizon
+    )
     mine = followed(coefficient, kl, episodes, algorithm)
     assert mine == pytest.approx(verl.value, rel=1e-12)
     assert (mine > coefficient) is (kl > target) or mine == coefficient
-    fixed = Algorithm(kl_in="reward", kl_coefficient=coefficient)
+    fixed = Algorithm(kl_in="reward", normalize_std=False, kl_coefficient=coefficient)
     assert followed(coefficient, kl, episodes, fixed) == coefficient
 
 

@@ -322,6 +322,8 @@ def divergence_after(made: Recipe) -> float:
 
 def test_k1_in_the_loss_pulls_nowhere_but_in_the_reward_it_does() -> None:
     k1 = ["algorithm.kl_coefficient=1.0", "algorithm.kl_estimator=k1"]
+    with pytest.raises(UserError, match=r'kl_in is "reward", but algorithm.normalize_std makes whole advantages'):
+        recipe("grpo", *k1, "algorithm.kl_in=reward")
     with pytest.raises(UserError, match=r'kl_estimator is "k1", .* set it to "k2" or "k3", or algorithm.kl_in = "rew'):
         recipe("grpo", *k1, "algorithm.kl_in=loss")
     in_loss = recipe("grpo", "algorithm.kl_coefficient=1.0")

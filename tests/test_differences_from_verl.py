@@ -1,6 +1,7 @@
 """Where our advantages and losses differ from verl's: both, and which of them is the papers'."""
 
 from dataclasses import replace
+from typing import Any
 
 import needs
 import numpy as np
@@ -66,15 +67,27 @@ def test_k3_is_not_cut_where_verl_loses_the_pull() -> None:
     assert torch.autograd.grad(mine, policy)[0].item() == pytest.approx(1 - np.exp(5))
 
 
-def test_ratios_are_not_cut_where_verl_bounds_their_logarithm() -> None:
+@pytest.mark.parametrize(
+    ("kind", "function", "cut"),
+    [("grpo", core.compute_policy_loss_vanilla, 20), ("gspo", core.compute_policy_loss_gspo, 10)],
+)
+def test_logarithms_of_ratios_are_cut_at_twenty_where_verl_cuts_those_of_episodes_at_ten(
+    kind: Any, function: Any, cut: int
+) -> None:
+    algorithm = Algorithm(type=kind)
     batch = from_masks([[1]], torch.zeros(1), [1], 0, torch.float64)
     mask, old, advantage = torch.ones(1, 1), torch.zeros(1, 1).double(), -torch.ones(1, 1).double()
     new = torch.full((1, 1), 21.0).double()
-    verl, _ = core.compute_policy_loss_vanilla(old, new, advantage, mask, config=actor(Algorithm()))
-    assert verl.item() == pytest.approx(np.exp(20))
+    verl, _ = function(old, new, advantage, mask, config=actor(algorithm))
+    assert verl.item() == pytest.approx(np.exp(cut))
     known = replace(batch.experience, old_W=old[0], advantages_W=advantage[0])
-    found = policy_loss(new[0], torch.zeros(1), known, torch.ones(1), Algorithm())
-    assert found.value.item() == pytest.approx(np.exp(21))
+    found = policy_loss(new[0], torch.zeros(1), known, torch.ones(1), algorithm)
+    assert found.value.item() == pytest.approx(np.exp(20))
+    for far in (1e4, -1e4):
+        log_probs = torch.full((1,), far, requires_grad=True)
+        known = replace(batch.experience, old_W=torch.zeros(1), advantages_W=torch.ones(1))
+        loss = policy_loss(log_probs, torch.zeros(1), known, torch.ones(1), algorithm)
+        assert torch.autograd.grad(loss.value, log_probs)[0].isfinite() and loss.value.isfinite()
 
 
 def test_means_are_means_where_verl_adds_a_hundred_millionth_to_their_count() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
@@ -24,6 +25,7 @@ from episodes import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.methods import closed_book, retrieve_first
@@ -54,13 +56,31 @@ def test_the_prompt_holds_the_instruction_and_the_whole_question(prompt: str, op
     assert text.startswith(opening) and question.text in text and "<search>" in text
 
 
-def test_a_completion_prompt_begins_as_the_tokenizer_says() -> None:
+def test_a_completion_prompt_begins_as_the_tokenizer_has_texts_begin() -> None:
+    """Llama 3's tokenizer adds the first token by its post-processor and has no `add_bos_token`."""
     tokens = tiny.tokenizer()
     tokens.bos_token = "<|im_start|>"
     agent = Agent(turns(ANSWER), tokens, Engine(), replace(SETTINGS, prompt="completion"))
-    for wanted in (True, False):
-        tokens.add_bos_token = wanted
-        assert (agent.prompt(QUESTION).token_ids[0] == tokens.bos_token_id) is wanted
+    without = agent.prompt(QUESTION).token_ids
+    assert without[0] != tokens.bos_token_id
+    tokens.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokens.bos_token_id)]
+    )
+    assert agent.prompt(QUESTION).token_ids == (tokens.bos_token_id, *without)
+
+
+@given(st.text(max_size=60), st.sampled_from(["chat", "completion"]))
+def test_whether_a_question_is_too_long_is_whether_it_can_be_asked(text: str, prompt: Any) -> None:
+    agent = Agent(turns(ANSWER), TOKENS, Engine(), replace(SETTINGS, prompt=prompt))
+    usual = len(agent.prompt(QUESTION).token_ids)
+    length = usual + SETTINGS.max_tokens_per_turn + 10
+    agent = Agent(turns(ANSWER), TOKENS, Engine(), replace(SETTINGS, prompt=prompt, max_length=length))
+    question = replace(QUESTION, text=text)
+    if agent.opening.too_long(question):
+        with pytest.raises(UserError, match="leaves no room for a turn"):
+            agent.prompt(question)
+    else:
+        agent.prompt(question)
 
 
 def test_an_observer_sees_each_segment_once_and_in_order() -> None:
@@ -190,7 +210,9 @@ def test_an_answer_is_kept_whole_however_long_the_pages() -> None:
 
 
 def test_a_prompt_without_room_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"question 'q1' has [0-9]+ tokens .* agent\.max_length = 70"):
+    with pytest.raises(
+        UserError, match=r"question .q1. cannot be asked: its prompt has [0-9]+ tokens .* agent\.max_length = 70"
+    ):
         play(turns("x"), Engine(), EpisodeSettings(max_length=70))
 
 

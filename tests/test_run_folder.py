@@ -256,3 +256,21 @@ def test_a_resumed_run_repeats_neither_metrics_nor_trajectories(tmp_path: Path) 
     assert [row["step"] for row in run.metrics.rows("rl")] == [1, 2]
     assert [row["step"] for row in run.read_trajectories("rl")] == [1, 1, 2, 2]
     run.resume("never begun", 0)
+
+
+@pytest.mark.parametrize("cut_off", [b"", b'{"step": 9, "te'])
+def test_rows_are_cut_from_the_end_without_reading_the_others(tmp_path: Path, cut_off: bytes) -> None:
+    lines = JsonLines(tmp_path / "rows.jsonl")
+    lines.cut(lambda row: False)
+    lines.path.write_bytes(b"no JSON\n")
+    lines.append(*({"step": step, "text": "é" * step} for step in (1, 1, 2, 3, 3)))
+    with lines.path.open("ab") as file:
+        file.write(cut_off)
+    lines.cut(lambda row: row["step"] <= 2)
+    assert [row["step"] for _, row in lines.pick({2, 3, 4, 5, 6, 7})] == [1, 1, 2]
+    assert lines.path.read_bytes().startswith(b"no JSON\n") and lines.count() == 4
+    with pytest.raises(RunError, match="line 1 of"):
+        lines.cut(lambda row: False)
+    lines.path.write_bytes(b'{"step": 3}\n{"step": 4}\n')
+    lines.cut(lambda row: row["step"] <= 2)
+    assert lines.path.read_bytes() == b""

@@ -30,6 +30,8 @@ from zerosearch.training import checkpoint, stages, trainer
 from zerosearch.training.checkpoint import checkpoints
 from zerosearch.training.recipe_file import load_recipe, resolved_toml
 from zerosearch.training.run import Run
+from zerosearch.training.source import last_policy, policy_name
+from zerosearch.training.stages import evaluate_run
 
 pytestmark = pytest.mark.usefixtures("lively")
 
@@ -147,9 +149,21 @@ def test_a_sampler_of_fewer_bits_is_weighed_by_what_the_learner_thinks_of_its_to
 
 
 def test_no_steps_are_a_run_too(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = carry_out(model, tmp_path / "run", "training.steps=0", *ONLY_RL)
-    assert not checkpoints(run / "checkpoints") and "after RL" in results(run)["systems"]
-    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("real-search F1 = ")
+    run = carry_out(model, tmp_path / "run", *ONLY_RL, "training.steps=0", "evaluation.untrained=true")
+    assert not checkpoints(run / "checkpoints") and list(results(run)["systems"]) == ["untrained"], (
+        "nothing was learned"
+    )
+    assert "real-search F1" not in capsys.readouterr().out
+
+
+def test_a_run_that_ends_with_its_warm_start_has_a_policy(model: Path, tmp_path: Path) -> None:
+    only = ["warm_start.demonstrations=4", "training.steps=0", "evaluation.untrained=false"]
+    run = RunFolder.open(carry_out(model, tmp_path / "run", *only))
+    assert (policy_name(run), last_policy(run)) == ("after warm start", str(run.checkpoints / "warm-start"))
+    assert list(run.read_results().systems) == ["after warm start"]
+    before = run.read_results().systems["after warm start"].all
+    evaluate_run(run.path, ["data.test_limit=1"], "again")
+    assert run.read_results().systems["again"].all.n == 1 <= before.n
 
 
 def test_the_warm_start_meets_its_demonstrations_in_their_order(
@@ -320,6 +334,21 @@ def test_a_mistake_in_a_run_that_goes_on_deletes_nothing(model: Path, tmp_path: 
     with pytest.raises(UserError, match="leaves no room"):
         carry_out(model, tmp_path / "run", "resume=true", *given)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_question_that_is_too_long_is_left_out_named_and_counted(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "long.jsonl"
+    questions = [{"id": str(n), "question": f"Who is {n}?", "golden_answers": ["Ada"]} for n in range(150)]
+    questions[7]["question"] = "Who is " + "very " * 4000 + "old?"
+    path.write_text("".join(json.dumps(each) + "\n" for each in questions))
+    sets = [f"data.train={path}", f"data.test={path}", "data.balance=none", "data.test_limit=0", "search.type=bm25"]
+    run = carry_out(model, tmp_path / "run", *ONLY_RL, *sets, "training.steps=1")
+    assert results(run)["systems"]["after RL"]["all"]["n"] == 149
+    assert results(run)["systems"]["after RL"]["conditions"]["questions_left_out"] == 1
+    assert results(run)["measurements"]["training_questions_left_out"] == 1
+    assert "(id 7): its prompt has" in caplog.text and "leaves no room for a turn of" in caplog.text
 
 
 def test_kinds_cannot_be_balanced_where_there_are_none(model: Path, tmp_path: Path) -> None:

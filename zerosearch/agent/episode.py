@@ -1,7 +1,7 @@
 """The search episode: one coroutine that training, evaluation and `ask` all run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from zerosearch.agent.prompt import PromptTemplate
@@ -26,7 +26,8 @@ class EpisodeSettings:
     max_turns: searches allowed; one more turn is there for the answer. An invalid action uses up a turn.
     k: documents per page. temperature: 0 is greedy.
     prompt: `chat` uses the model's chat template, `completion` plain text (base models); a template brings the messages
-        of its own in place of the protocol's, as plain text for a model without a chat template.
+        of its own in place of the protocol's, for a model without a chat template as their plain text and no more: that
+        is how published policies were trained.
     """
 
     max_turns: int = 4
@@ -37,6 +38,46 @@ class EpisodeSettings:
     temperature: float = 1.0
     prompt: Literal["chat", "completion"] | PromptTemplate = "chat"
     seed: int = 0
+
+
+class Opening:
+    """How the episodes of a policy begin: the prompts of questions, in token ids."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: EpisodeSettings, protocol: AgentProtocol):
+        self.tokenizer, self.settings, self.protocol = tokenizer, settings, protocol
+        self._around: int | None = None
+
+    def ids(self, question: Question) -> list[int]:
+        """The prompt of a question, however long it is."""
+        prompt, tokenizer = self.settings.prompt, self.tokenizer
+        if isinstance(prompt, PromptTemplate):
+            messages = prompt.messages_for(question.text)
+            if tokenizer.chat_template:
+                return encode_chat(tokenizer, messages)
+            return encode_text(tokenizer, "\n".join(message["content"] for message in messages))
+        if prompt == "chat":
+            return encode_chat(tokenizer, self.protocol.messages(question.text))
+        ids, first = encode_text(tokenizer, self.protocol.completion_prompt(question.text)), tokenizer.bos_token_id
+        begins = first is not None and tokenizer.encode("", add_special_tokens=True)[:1] == [first]
+        return [first, *ids] if begins else ids
+
+    def too_long(self, question: Question) -> str:
+        """Why the question's episode would have no room for an answer; empty where it has."""
+        if self._around is None:
+            self._around = len(self.ids(replace(question, text=""))) + 8  # where the texts meet
+        if not self.lack_of_room(self._around + len(question.text.encode("utf-8", "replace"))):
+            return ""  # no token is less than a byte
+        return self.lack_of_room(len(self.ids(question)))
+
+    def lack_of_room(self, tokens: int) -> str:
+        """What is wrong with a prompt of so many tokens; empty where it leaves room for a turn."""
+        settings = self.settings
+        if tokens + settings.max_tokens_per_turn <= settings.max_length:
+            return ""
+        return (
+            f"its prompt has {tokens} tokens and leaves no room for a turn of {settings.max_tokens_per_turn} within "
+            f"agent.max_length = {settings.max_length}"
+        )
 
 
 class Agent:
@@ -52,6 +93,7 @@ class Agent:
     ):
         self.sampler, self.tokenizer, self.engine, self.settings = sampler, tokenizer, engine, settings
         self.protocol = protocol or TagProtocol(searches=engine is not None)
+        self.opening = Opening(tokenizer, settings, self.protocol)
 
     def prompt(self, question: Question) -> Segment:
         """Return the opening of the question's episode.
@@ -59,28 +101,10 @@ class Agent:
         Raises:
             UserError: it leaves no room for an answer.
         """
-        prompt = self.settings.prompt
-        if isinstance(prompt, PromptTemplate):
-            messages = prompt.messages_for(question.text)
-            plain = "\n".join(message["content"] for message in messages)
-            ids = encode_chat(self.tokenizer, messages) if self.tokenizer.chat_template else self._plain(plain)
-        elif prompt == "chat":
-            ids = encode_chat(self.tokenizer, self.protocol.messages(question.text))
-        else:
-            ids = self._plain(self.protocol.completion_prompt(question.text))
-        if len(ids) + self.settings.max_tokens_per_turn > self.settings.max_length:
-            raise UserError(
-                f"the prompt of question '{question.id}' has {len(ids)} tokens and leaves no room for a turn of "
-                f"{self.settings.max_tokens_per_turn} within agent.max_length = {self.settings.max_length}: raise it"
-            )
+        ids = self.opening.ids(question)
+        if reason := self.opening.lack_of_room(len(ids)):
+            raise UserError(f"question '{question.id}' cannot be asked: {reason}: raise it")
         return Segment("prompt", self.tokenizer.decode(ids, clean_up_tokenization_spaces=False), tuple(ids))
-
-    def _plain(self, text: str) -> list[int]:
-        """The ids of a text that a base model goes on with."""
-        ids = encode_text(self.tokenizer, text)
-        if self.tokenizer.bos_token_id is not None and getattr(self.tokenizer, "add_bos_token", False):
-            return [self.tokenizer.bos_token_id, *ids]
-        return ids
 
     async def episode(
         self,

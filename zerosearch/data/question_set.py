@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,21 @@ class QuestionSet:
 
     questions: tuple[Question, ...]
     left_out: tuple[LeftOut, ...] = ()
+
+    def without(self, reason: Callable[[Question], str], name: str) -> "QuestionSet":
+        """Leave out, too, the questions that there is a reason against; what has none gets an empty text.
+
+        Raises:
+            UserError: with them, more than 1 % of the records of `name` are left out.
+        """
+        reasons = {question: why for question in self.questions if (why := reason(question))}
+        more = [LeftOut("the question", each.id, each.text, each.golden_answers, why) for each, why in reasons.items()]
+        if not more:
+            return self
+        left_out = (*self.left_out, *more)
+        _check_left_out(left_out, len(self.questions) + len(self.left_out), name)
+        _announce(name, len(self.questions) + len(self.left_out), tuple(more))
+        return QuestionSet(tuple(each for each in self.questions if each not in reasons), left_out)
 
 
 def load_questions(source: str | Path, split: str = "train", limit: int | None = None) -> QuestionSet:
@@ -100,14 +115,18 @@ def _from_records(
     total = len(questions) + len(left_out)
     if not total:
         raise UserError(f"{name} holds no questions: check that it is the right file and split")
+    _check_left_out(left_out, total, name)
+    _announce(name, total, tuple(left_out))
+    return QuestionSet(_spread(tuple(questions), limit), tuple(left_out))
+
+
+def _check_left_out(left_out: Sequence[LeftOut], total: int, name: str) -> None:
     if len(left_out) > LARGEST_LEFT_OUT_SHARE * total:
         first = left_out[0]
         raise UserError(
-            f"{len(left_out)} of the {total} records of {name} cannot be used, more than "
-            f"{LARGEST_LEFT_OUT_SHARE:.0%} (the first: {first.place}, {first.reason}): correct or remove them"
+            f"{len(left_out)} of the {total} records of {name} cannot be used, more than {LARGEST_LEFT_OUT_SHARE:.0%} "
+            f"(the first: {first.place}, id {first.id}, {first.reason}): correct or remove them"
         )
-    _announce(name, total, tuple(left_out))
-    return QuestionSet(_spread(tuple(questions), limit), tuple(left_out))
 
 
 @cache

@@ -28,6 +28,7 @@ def score_trajectory(trajectory: Trajectory) -> Scored:
         searches=len(trajectory.searches),
         invalid_actions=trajectory.invalid_actions,
         answered=answer is not None,
+        failed=trajectory.ending == "search_failed",
     )
 
 

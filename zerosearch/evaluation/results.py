@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from zerosearch.errors import RunError
@@ -27,7 +27,8 @@ Gains = Mapping[str, Estimate]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One question's scores. `searches` and `invalid_actions` are counts within its episode."""
+    """One question's scores. `searches` and `invalid_actions` are counts within its episode; `failed`: a search did,
+    which ended the episode without an answer."""
 
     question_id: str
     data_set: str
@@ -39,6 +40,7 @@ class Scored:
     searches: int
     invalid_actions: int
     answered: bool
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Scores:
     """Means over `n` questions; `_se` is a standard error (NaN for one question).
 
     `searches` and `invalid_actions` are per question, `unanswered` is the share of questions left without
-    an answer.
+    an answer, `failed` that of those whose search failed; they count as wrong all the same.
     """
 
     n: int
@@ -60,6 +62,7 @@ class Scores:
     searches_se: float
     invalid_actions: float
     unanswered: float
+    failed: float = 0.0
 
     @property
     def f1_estimate(self) -> Estimate:
@@ -218,6 +221,7 @@ def _scores(by_seed: Sequence[Sequence[Scored]]) -> Scores:
         searches_se=searches.standard_error,
         invalid_actions=over_questions(lambda record: record.invalid_actions).mean,
         unanswered=over_questions(lambda record: not record.answered).mean,
+        failed=over_questions(lambda record: record.failed).mean,
     )
 
 
@@ -232,7 +236,8 @@ def _system(value: Mapping[str, Any]) -> SystemResult:
 
 
 def _read_scores(value: Mapping[str, Any]) -> Scores:
-    figures: dict[str, Any] = {each.name: value[each.name] for each in fields(Scores)}
+    figures: dict[str, Any] = {each.name: value[each.name] for each in fields(Scores) if each.default is MISSING}
+    figures["failed"] = value.get("failed", 0.0)  # older versions did not count them
     figures.update({name: math.nan for name, figure in figures.items() if figure is None})
     return Scores(**figures)
 

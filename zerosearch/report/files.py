@@ -6,9 +6,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,23 @@ class JsonLines:
         if self.path.exists():
             with self.path.open("rb") as file:
                 yield from takewhile(lambda line: line.endswith(b"\n"), file)
+
+    def cut(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Drop what stands after the last row that is to be kept. One row is held at a time: files may be large.
+
+        Raises:
+            RunError: one of the rows that were looked at is no JSON object.
+        """
+        starts = [0, *accumulate(map(len, self._lines()))]
+        if len(starts) == 1:
+            return
+        with self.path.open("r+b") as file:
+            for number in range(len(starts) - 1, -1, -1):
+                file.truncate(starts[number])
+                if number:
+                    file.seek(starts[number - 1])
+                    if keep(self._row(number, file.readline())):
+                        break
 
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the content atomically."""

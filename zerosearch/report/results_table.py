@@ -44,6 +44,8 @@ def show_results(results: Results, stream: TextIO | None = None) -> None:
         for part in _parts(rows) if console.width < WIDE else [rows]:
             console.print(rich_table(title, part), Text())
     console.print(Text(LEGEND, style="dim"))
+    for said in failures(results):
+        console.print(Text(said, style="bold red"))
     if shared := shared_conditions(results):
         console.print(Text(f"Conditions: {shared}.", style="dim"))
     if said := took(results):
@@ -63,6 +65,7 @@ def show_gains(gains: Mapping[str, Gains], stream: TextIO | None = None) -> None
 def results_markdown(results: Results) -> str:
     """The same as Markdown."""
     parts = [f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables_of(results)]
+    parts += failures(results)
     if shared := shared_conditions(results):
         parts.append(f"Conditions: {shared}.")
     return "\n\n".join(parts) + "\n"
@@ -105,6 +108,15 @@ def took(results: Results) -> str:
     if peak := measured.get(PEAK_MEMORY):
         said.append(f"{float(peak):.1f} GiB of memory at most")
     return ", ".join(said)
+
+
+def failures(results: Results) -> list[str]:
+    """A sentence for each system some of whose episodes a failed search ended."""
+    return [
+        f"{visible(name)}: {system.all.failed:.1%} of the episodes ended because a search failed; they count as wrong."
+        for name, system in results.systems.items()
+        if system.all.failed
+    ]
 
 
 def _condition(name: str, value: object) -> str:

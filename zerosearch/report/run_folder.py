@@ -160,9 +160,7 @@ class RunFolder:
             RunError: a log is broken, or the disk is full.
         """
         self.metrics.resume(stage, step)
-        rows = self.read_trajectories(stage)
-        if any(row["step"] > step for row in rows):
-            self.write_trajectories(stage, [row for row in rows if row["step"] <= step])
+        self.trajectory_lines(stage).cut(lambda row: row["step"] <= step)
 
     def read_trajectories(self, name: str) -> list[dict[str, Any]]:
         """The rows of `trajectories/<name>.jsonl`; none where it does not exist."""

@@ -26,6 +26,7 @@ def step_figures(groups: Sequence["Group"]) -> dict[str, float]:
     """What a step's episodes were like: means over episodes, unless the name says `rate` or `share` of what.
 
     Rewards, em and groups_without_spread are of the episodes whose search did not fail; 0 where all failed.
+    failed_episode_rate: the share of the others.
     invalid_action_rate, truncated_turn_rate: of the policy's turns. empty_page_rate, answer_shown: of the searches
     that did not fail; a page shows an answer where it holds a golden one. `searches/turn_<n>`: share of the episodes
     that searched for the n-th time, and `answer_shown/turn_<n>` of those. repetition: see `repetition`.
@@ -43,6 +44,7 @@ def step_figures(groups: Sequence["Group"]) -> dict[str, float]:
         "truncated_turn_rate": _share(sum(t.truncated_turns for t in trajectories), turns),
         "truncated_pages": fmean(t.truncated_pages for t in trajectories),
         "unanswered": fmean(t.answer is None for t in trajectories),
+        "failed_episode_rate": fmean(t.ending == "search_failed" for t in trajectories),
         "tokens": fmean(len(t.token_ids) for t in trajectories),
         "policy_tokens": fmean(t.policy_tokens for t in trajectories),
         "policy_tokens_max": float(max(t.policy_tokens for t in trajectories)),

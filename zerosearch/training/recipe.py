@@ -22,6 +22,7 @@ from zerosearch.training.recipe_section import (
     NonNegativeFloat,
     Positive,
     PositiveFloat,
+    PositiveShare,
     Section,
     Share,
     listed,
@@ -315,7 +316,7 @@ class Training(Section):
     """Peak learning rate."""
     warmup_steps: Count = 0
     """Steps over which the learning rate grows from zero to its peak."""
-    final_rate: Share = 1.0
+    final_rate: PositiveShare = 1.0
     """Share of the peak learning rate at the last step, to which it falls along half a cosine after the warm-up; 1 = it
     stays at its peak."""
     max_grad_norm: PositiveFloat = 1.0

@@ -180,6 +180,12 @@ class Algorithm(Section):
                 'algorithm.kl_estimator is "k1", whose mean gradient in the loss is zero, so that it pulls nowhere; '
                 'set it to "k2" or "k3", or algorithm.kl_in = "reward"'
             )
+        if self.kl_coefficient and self.kl_in == "reward" and self.normalize_std and self.compares_samples:
+            raise ValueError(
+                'algorithm.kl_in is "reward", but algorithm.normalize_std makes whole advantages of the small '
+                "divergences that tell a group's equal rewards apart; set algorithm.normalize_std = false, or "
+                'algorithm.kl_in = "loss"'
+            )
         if self.kl_target and (self.kl_in != "reward" or not self.kl_coefficient):
             raise ValueError(
                 "algorithm.kl_target is set, but only a coefficient of the reward follows it; set algorithm.kl_in = "

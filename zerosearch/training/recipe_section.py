@@ -19,6 +19,7 @@ FilePath = Annotated[str, AfterValidator(_from_home)]
 NonEmptyPath = Annotated[str, Field(min_length=1), AfterValidator(_from_home)]
 """Text that names a file or a folder, or may name one."""
 
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from zerosearch.agent.episode import Agent, EpisodeSettings
+from zerosearch.agent.episode import Agent, EpisodeSettings, Opening
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.data import Document, Question
 from zerosearch.data.corpus import load_corpus
@@ -172,11 +172,18 @@ class Run:
 
     @cached_property
     def train_set(self) -> QuestionSet:
-        return load_questions(self.recipe.data.train, "train", self.recipe.data.train_limit)
+        data = self.recipe.data
+        return self._that_fit(load_questions(data.train, "train", data.train_limit), data.train)
 
     @cached_property
     def test_set(self) -> QuestionSet:
-        return load_questions(self.recipe.data.test, "test", self.recipe.data.test_limit)
+        data = self.recipe.data
+        return self._that_fit(load_questions(data.test, "test", data.test_limit), data.test)
+
+    def _that_fit(self, found: QuestionSet, name: str) -> QuestionSet:
+        """Without questions that are too long to be asked, which would otherwise end the run when their turn comes."""
+        protocol = TagProtocol(searches=self.recipe.search.type != "none")
+        return found.without(Opening(self.tokenizer, self.settings(training=True), protocol).too_long, name)
 
     @property
     def train_questions(self) -> tuple[Question, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zerosearch.errors import UserError
-from zerosearch.evaluation.results import TRAINED
+from zerosearch.evaluation.results import TRAINED, WARM_START
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.training.engines import simulation_model
 from zerosearch.training.recipe import Recipe
@@ -27,6 +27,8 @@ def last_policy(folder: RunFolder) -> str:
     recipe = load_recipe(str(folder.recipe))
     if not recipe.learns:
         return recipe.model.name
+    if not recipe.training.steps and (start := folder.checkpoints / "warm-start").is_dir():
+        return str(start)
     if recipe.trainer == "verl":
         raise UserError(
             f"{folder.path} was trained on verl, whose checkpoints are shards: write its policy into a folder with "
@@ -36,8 +38,8 @@ def last_policy(folder: RunFolder) -> str:
 
 
 def policy_name(folder: RunFolder) -> str:
-    """What a run's last policy is called in its results: `after RL` only where all steps are done, else `step n`; by
-    the name of its model where the run learns nothing.
+    """What a run's last policy is called in its results: `after RL` only where all steps are done, else `step n`;
+    `after warm start` where that is all; by the name of its model where the run learns nothing.
 
     Raises:
         UserError: see `last_policy`.
@@ -47,6 +49,8 @@ def policy_name(folder: RunFolder) -> str:
     policy, recipe = Path(last_policy(folder)), load_recipe(str(folder.recipe))
     if not recipe.learns:
         return policy.name
+    if not recipe.training.steps:
+        return WARM_START
     step = step_of(policy)
     return TRAINED if step == recipe.training.steps else f"step {step}"
 

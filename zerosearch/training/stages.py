@@ -73,7 +73,7 @@ def train(recipe: Recipe) -> None:
         tested = steps_done(folder.checkpoints) == steps and TRAINED in folder.read_results().systems
         if steps and not tested:
             trainer.reinforce(run, start)
-        if recipe.evaluation.trained and not tested:
+        if steps and recipe.evaluation.trained and not tested:
             evaluate_policy(run, TRAINED, steps)
         folder.add_peak_memory(run.processes)
     report(recipe, folder)
@@ -92,7 +92,9 @@ def stage_names(recipe: Recipe) -> list[str]:
             names.append(f"evaluation {WARM_START}")
     if recipe.training.steps:
         names.append(trainer.STAGE)
-    return [*names, f"evaluation {TRAINED}"] if recipe.evaluation.trained else names
+        if recipe.evaluation.trained:
+            names.append(f"evaluation {TRAINED}")
+    return names
 
 
 def check_servers(recipe: Recipe) -> None:

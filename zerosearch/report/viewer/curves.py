@@ -36,6 +36,7 @@ CURVES: tuple[tuple[str, dict[str, str], float | None], ...] = (
             "truncated_turn_rate": "turns cut off",
             "empty_page_rate": "empty pages",
             "unanswered": "no answer",
+            "failed_episode_rate": "a search failed",
         },
         None,
     ),
