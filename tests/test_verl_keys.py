@@ -59,7 +59,7 @@ TRANSLATED: dict[str, list[str]] = {
     "algorithm.aggregation": ["algorithm.aggregation=sequence_mean"],
     "algorithm.fixed_length": ["algorithm.aggregation=fixed_length", "algorithm.fixed_length=77"],
     "algorithm.kl_coefficient": ["algorithm.kl_coefficient=0.5"],
-    "algorithm.kl_in": ["algorithm.kl_in=reward", "algorithm.normalize_std=false"],
+    "algorithm.kl_in": ["algorithm.normalize_std=false", "algorithm.kl_in=reward"],
     "algorithm.kl_estimator": ["algorithm.kl_estimator=k2"],
     "algorithm.kl_target": [*REWARD, "algorithm.kl_target=0.1"],
     "algorithm.kl_horizon": [*REWARD, "algorithm.kl_target=0.1", "algorithm.kl_horizon=77"],
