@@ -76,6 +76,8 @@ def test_an_installation_that_verl_would_not_find_is_a_problem(monkeypatch: pyte
 def test_what_verl_cannot_do_is_found() -> None:
     found = findings("training.resample=2", *ALONE, recipe="one-node")["translation"]
     assert (found.state, found.said.split()[0]) == ("problem", "training.resample")
+    found = findings("verl.overrides.trainer.balance_bach=false", *ALONE, recipe="one-node")["translation"]
+    assert found.state == "problem" and "did you mean trainer.balance_batch?" in found.said
 
 
 @pytest.mark.usefixtures("roomy")
@@ -105,12 +107,33 @@ def test_too_few_gpus_are_a_problem_and_so_are_nodes_without_a_cluster(monkeypat
 
 def test_gpus_and_nodes_of_a_cluster_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    resources = {"GPU": 8.0, "CPU": 64.0, "node:10.0.0.1": 1.0, "node:__internal_head__": 1.0}
-    monkeypatch.setattr(doctor, "RAY_ASKED", f"print({json.dumps(json.dumps(resources))})")
+
+    def cluster(*nodes: tuple[int, int]) -> None:
+        resources = [{"GPU": gpus, "CPU": cpus, "node:10.0.0.1": 1.0} for gpus, cpus in nodes]
+        monkeypatch.setattr(doctor, "RAY_ASKED", f"print({json.dumps(json.dumps(resources))})")
+
+    cluster((8, 64))
     found = findings(*ALONE, recipe="two-nodes")
-    assert found["nodes"].said.startswith("Ray's cluster of 1 nodes is too small for verl.nodes = 2")
+    assert "Ray's cluster of 1 nodes, of which 1 have 8 GPUs, is too small for verl.nodes = 2" in found["nodes"].said
     assert "8 in Ray's cluster of 1 nodes, but 16 are wanted" in found["GPUs"].said
     assert "nodes" not in findings(*ALONE, recipe="one-node")
+    cluster(*[(4, 64)] * 4, (0, 8))
+    found = findings(*ALONE, recipe="two-nodes")
+    assert "of 5 nodes, of which 0 have 8 GPUs," in found["nodes"].said and found["GPUs"].state == "problem"
+    cluster((8, 30), (8, 27))
+    found = findings(*ALONE, recipe="two-nodes")
+    assert "nodes" not in found and found["GPUs"].state == "ok"
+    assert "57 in Ray's cluster of 2 nodes, but verl waits for 58 without end" in found["CPU cores"].said
+
+
+def test_too_few_cores_for_verls_processes_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for have, state in ((5, "problem"), (6, "ok")):
+        monkeypatch.setattr(doctor.os, "cpu_count", lambda have=have: have)
+        assert findings(*ALONE, recipe="one-gpu")["CPU cores"].state == state
 
 
 @pytest.mark.parametrize(("asked", "said"), [("import time; time.sleep(60)", "within 1 s"), ("1 / 0", "division")])
@@ -222,6 +245,7 @@ def test_all_that_a_run_keeps_is_counted() -> None:
         ("warm_start.enabled=false",): 12 * 3 + 4,
         ("simulation.tuning.enabled=false",): 12 * 3 + 4,
         ("lora.rank=8",): 4 * 3 + 4 + 4,
+        ("lora.rank=8", "algorithm.type=ppo"): (4 + 12) * 3 + 4 + 4,
         ("training.steps=0",): 4,
     }
     for overrides, expected in per_weight.items():

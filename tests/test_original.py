@@ -148,10 +148,11 @@ def test_the_script_prints_the_recipe_and_stops(script: str, tmp_path: Path) -> 
     program = tmp_path / "zerosearch"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m zerosearch "$@"\n')
     program.chmod(0o755)
-    path = os.pathsep.join([str(tmp_path), str(ROOT / "scripts"), os.environ["PATH"]])
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    runs = sorted((ROOT / "runs").glob("*"))
     finished = subprocess.run(
         ["bash", "-c", f"bash train_{script}.sh {LINE} --dry-run"],
-        cwd=tmp_path,
+        cwd=ROOT,
         env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -165,7 +166,7 @@ def test_the_script_prints_the_recipe_and_stops(script: str, tmp_path: Path) -> 
     saved = tmp_path / "mine.toml"
     saved.write_text(finished.stdout)
     assert load_recipe(str(saved)) == recipe_of(script=script), "what is printed is the recipe"
-    assert not (tmp_path / "runs").exists()
+    assert sorted((ROOT / "runs").glob("*")) == runs
 
 
 def test_the_command_carries_out_what_it_prints(

@@ -30,7 +30,11 @@ TOLERANCE = {"cuda": 0.1, "cpu": 1e-3}
 """How far log-probabilities of sampler and trainer may differ in float32; kernels of vLLM round otherwise."""
 END_SECONDS = 30
 """Seconds that a step has to end by itself: of verl's own limit, and again when it is told to end."""
-TRY = "run `zerosearch train world-bm25 trainer=verl training.steps=1`, and read verl/verl.log in its folder"
+TRY = {
+    device: f"run `zerosearch train world-bm25 trainer=verl training.steps=1{more}`, and read verl/verl.log in its folder"
+    for device, more in {"cuda": "", "cpu": " verl.device=cpu verl.rollout=local"}.items()
+}
+"""How to see more of a step of verl that failed."""
 
 
 def check_device(device: Device, model: str = "embedded", steps: Sequence[str] = tuple(LIMITS)) -> Iterator[Finding]:
@@ -155,12 +159,11 @@ def verl(device: Device, model: str) -> str:
         try:
             train(recipe)
         except RunError as error:
-            log = Path(recipe.output, "verl", "verl.log")
-            said = log.read_text("utf-8", "replace").split("\n") if log.is_file() else [str(error)]
-            raise RunError(f"verl failed ({[line for line in said if line.strip()][-1]}): {TRY}") from error
+            why = str(error).partition("; go on from there")[0].rstrip(".")
+            raise RunError(f"{why}: {TRY[device]}") from error
         saved = steps_saved(Path(recipe.output, "checkpoints"))
     if saved != 1:
-        raise RunError(f"verl ended without the checkpoint of its step: {TRY}")
+        raise RunError(f"verl ended without the checkpoint of its step: {TRY[device]}")
     return "one step of GRPO, sampled, learned and saved"
 
 

@@ -23,7 +23,7 @@ from zerosearch.training.engines import chat_servers, check_files, make_remote, 
 from zerosearch.training.recipe import Recipe
 from zerosearch.training.rewards import load_function
 from zerosearch.training.verl.shape import shape_of
-from zerosearch.training.verl.translate import FEWEST_KEPT
+from zerosearch.training.verl.translate import FEWEST_KEPT, cores
 
 State = Literal["ok", "warning", "problem"]
 GIGABYTE = 10**9
@@ -36,7 +36,7 @@ SHARED_MEMORY = 4 * GIGABYTE
 RAY_SECONDS = 60
 RAY_ASKED = (
     "import json, ray; ray.init(address='auto', log_to_driver=False, logging_level='ERROR'); "
-    "print('\\n' + json.dumps(ray.cluster_resources()))"
+    "print('\\n' + json.dumps([node['Resources'] for node in ray.nodes() if node['Alive']]))"
 )
 OLDEST = {"vllm": "0.18.0", "sglang": "0.5.5"}
 """Rollouts on GPUs, and the oldest version that verl 0.9.1 takes, as its modules say when they are imported."""
@@ -157,23 +157,30 @@ def _translation(recipe: Recipe) -> Iterator[Finding]:
     if recipe.trainer != "verl":
         return
     from zerosearch.training.verl.files import Files
+    from zerosearch.training.verl.known import check_overrides
     from zerosearch.training.verl.translate import translate
 
+    check_overrides(recipe)
     keys = translate(recipe, Files.of(Path(recipe.output)))
     yield Finding("translation", "ok", f"{len(keys)} keys of verl")
 
 
 def _machine(recipe: Recipe) -> Iterator[Finding]:
-    """GPUs: those of Ray's cluster where one is named, else those of this machine."""
-    verl = recipe.verl
+    """GPUs and CPU cores: those of Ray's cluster where one is named, else those of this machine.
+
+    verl places `verl.gpus_per_node` on one node each, so that what smaller nodes have counts nothing.
+    """
+    verl, cpus = recipe.verl, float(os.cpu_count() or 1)
     wants_gpus = recipe.trainer == "verl" and verl.device == "cuda"
     wanted = verl.nodes * verl.gpus_per_node if wants_gpus else 0
     if recipe.trainer == "verl" and os.environ.get("RAY_ADDRESS"):
-        resources = _ray_resources()
-        nodes = sum(name.startswith("node:") and "internal" not in name for name in resources)
-        have, where = int(resources.get("GPU", 0)), f"Ray's cluster of {nodes} nodes"
-        if nodes < verl.nodes:
-            said = f"{where} is too small for verl.nodes = {verl.nodes}: ray start --address=… on the others"
+        nodes = _ray_nodes()
+        large = [node for node in nodes if not wants_gpus or node.get("GPU", 0) >= verl.gpus_per_node]
+        have, where = int(sum(node.get("GPU", 0) for node in large)), f"Ray's cluster of {len(nodes)} nodes"
+        cpus = sum(node.get("CPU", 0) for node in nodes)
+        if len(large) < verl.nodes:
+            those = f", of which {len(large)} have {verl.gpus_per_node} GPUs," if wants_gpus else ""
+            said = f"{where}{those} is too small for verl.nodes = {verl.nodes}: ray start --address=… on others"
             yield Finding("nodes", "problem", said)
     elif recipe.trainer == "verl" and verl.nodes > 1:
         yield Finding(
@@ -187,13 +194,24 @@ def _machine(recipe: Recipe) -> Iterator[Finding]:
 
         have, where = torch.cuda.device_count(), "this machine"
     if have >= wanted:
-        yield Finding("GPUs", "ok", f"{have} in {where}, {wanted} wanted; {os.cpu_count()} CPU cores here")
+        yield Finding("GPUs", "ok", f"{have} in {where}, {wanted} wanted")
     else:
         said = f"{have} in {where}, but {wanted} are wanted (verl.nodes * verl.gpus_per_node): lower these, or add GPUs"
         yield Finding("GPUs", "problem", said)
+    least = cores(recipe) if wants_gpus else 1
+    if cpus >= least:
+        yield Finding("CPU cores", "ok", f"{cpus:g} in {where}")
+    else:
+        said = f"{cpus:g} in {where}, but verl waits for {least} without end: take a larger machine, or fewer GPUs"
+        yield Finding("CPU cores", "problem", said)
 
 
-def _ray_resources() -> dict[str, float]:
+def _ray_nodes() -> list[dict[str, float]]:
+    """The resources of each node of the cluster.
+
+    Raises:
+        RunError: it cannot be asked.
+    """
     import json
 
     command = [sys.executable, "-c", RAY_ASKED]
@@ -205,8 +223,8 @@ def _ray_resources() -> dict[str, float]:
     except subprocess.CalledProcessError as error:
         last = [line for line in error.stderr.splitlines() if line.strip()][-1:]
         raise RunError(f"{where} cannot be reached ({''.join(last)}): start it, or unset RAY_ADDRESS") from None
-    resources: dict[str, float] = json.loads(said.strip().splitlines()[-1])
-    return resources
+    nodes: list[dict[str, float]] = json.loads(said.strip().splitlines()[-1])
+    return nodes
 
 
 def _questions(recipe: Recipe) -> Iterator[Finding]:
@@ -283,12 +301,12 @@ def checkpoint_bytes(recipe: Recipe) -> int:
     """What the run folder's models take at most, as far as their sizes are known.
 
     Weights and, of what is learned, two moments in 32 bits for each checkpoint: the newest ones, the one that is being
-    written, and the last good one; the warm start and the tuned simulator as weights alone.
+    written, and the last good one; the warm start and the tuned simulator as weights alone. Critics have no adapters.
     """
     policy, simulator = _parameters(recipe.model.name), _parameters(recipe.simulation.model)
-    models = 2 if recipe.algorithm.estimator == "critic" else 1
+    critic = 12 * policy if recipe.algorithm.estimator == "critic" else 0
     number = 2 + (max(recipe.training.keep, FEWEST_KEPT) if recipe.trainer == "verl" else recipe.training.keep)
-    kept = (4 if recipe.lora.rank else 12) * policy * models * number if recipe.training.steps else 0
+    kept = ((4 if recipe.lora.rank else 12) * policy + critic) * number if recipe.training.steps else 0
     start = 4 * policy if recipe.warm_start.enabled else 0
     return kept + start + (4 * simulator if recipe.tunes_simulator else 0)
 
@@ -298,11 +316,12 @@ def memory_bytes(recipe: Recipe) -> int:
     the reference and of the critic, and where episodes are played (here, or in each worker) those of the sampler's copy
     and of a simulator in that process."""
     policy = _parameters(recipe.model.name)
-    learned = (4 if recipe.lora.rank else 16) * policy * (2 if recipe.algorithm.estimator == "critic" else 1)
+    learned = (4 if recipe.lora.rank else 16) * policy
+    critic = 16 * policy if recipe.algorithm.estimator == "critic" else 0
     reference = 4 * policy if recipe.algorithm.kl_coefficient else 0
     writes = recipe.simulates and not recipe.simulation.url and not recipe.policy_simulates
     simulator = 6 * _parameters(recipe.simulation.model or recipe.model.name) if writes else 0
-    return learned + reference + recipe.training.workers * (2 * policy + simulator)
+    return learned + critic + reference + recipe.training.workers * (2 * policy + simulator)
 
 
 def _parameters(name: str) -> int:

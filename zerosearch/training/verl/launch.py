@@ -60,6 +60,8 @@ NAMES = {
     "timing_s/update_actor": "update_seconds",
 }
 """verl's figures that the local trainer has, too, by verl's names."""
+FIGURES = "VERL_FILE_LOGGER_PATH"
+"""The variable that says where verl writes its figures."""
 SAID = re.compile(r"zerosearch\.errors\.(?:RunError|UserError|Unavailable): (.+)")
 """How Ray shows an error that one of our sentences describes."""
 RAISED = re.compile(r"^((?:[A-Za-z_]\w*\.)*\w+(?:Error|Exception): .+)", re.MULTILINE)
@@ -180,11 +182,16 @@ def agent_yaml(files: Files) -> str:
 
 
 def of_this_machine(files: Files, scratch: str) -> dict[str, object]:
-    """What does not belong to the recipe: where Ray and hydra keep their own files.
+    """What does not belong to the recipe: where Ray, hydra and verl's log of figures keep their files.
 
-    A cluster that is there already (RAY_ADDRESS) has its own place.
+    A cluster that is there already (RAY_ADDRESS) has its own place, and processes that inherit nothing from here: they
+    are told where the figures are to be written.
     """
-    keys: dict[str, object] = {"hydra.run.dir": str(files.agent.parent), "hydra.output_subdir": None}
+    keys: dict[str, object] = {
+        "hydra.run.dir": str(files.agent.parent),
+        "hydra.output_subdir": None,
+        f"ray_kwargs.ray_init.runtime_env.env_vars.{FIGURES}": str(files.metrics),
+    }
     return keys if "RAY_ADDRESS" in os.environ else keys | {"ray_kwargs.ray_init._temp_dir": scratch}
 
 
@@ -201,7 +208,7 @@ def environment(recipe: Recipe, files: Files) -> dict[str, str]:
     given = dict(os.environ)
     modules = [PLUGIN, *filter(None, given.get("VERL_USE_EXTERNAL_MODULES", "").split(","))]
     given |= {
-        "VERL_FILE_LOGGER_PATH": str(files.metrics),
+        FIGURES: str(files.metrics),
         "VERL_USE_EXTERNAL_MODULES": ",".join(dict.fromkeys(modules)),
         "RAY_USAGE_STATS_ENABLED": "0",
         "HYDRA_FULL_ERROR": "1",

@@ -327,8 +327,10 @@ def _optimiser(recipe: Recipe, role: str, rate: float, warmup: int, final: float
     }
     if recipe.verl.strategy == "megatron":
         settings["lr_decay_style"] = "cosine" if final < 1 else "constant"
+        # Megatron wants more of them than steps of a warm-up, also where nothing decays.
+        settings["lr_decay_steps"] = recipe.training.steps - 1 if final < 1 else max(recipe.training.steps, warmup)
         if final < 1:
-            settings |= {"min_lr": final * rate, "lr_decay_steps": recipe.training.steps - 1}
+            settings["min_lr"] = final * rate
         if warmup > 1:
             settings |= {"lr_warmup_init": rate / warmup, "lr_warmup_steps": warmup - 1}
     elif warmup or final < 1:
@@ -373,17 +375,31 @@ def _trainer(recipe: Recipe, files: Files) -> Keys:
 
 def _ray(recipe: Recipe) -> Keys:
     """Processes around the trainer. On CPU, Ray is told of as many GPUs as there are processes to train."""
-    keys: Keys = {"reward.num_workers": 1}  # the agent loop sets the reward
+    keys: Keys = {
+        "reward.num_workers": 1,  # the agent loop sets the reward
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": storage_units(recipe),
+    }
     if recipe.verl.device == "cpu":
         processes = recipe.verl.gpus_per_node
         keys |= {
-            "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
             "ray_kwargs.ray_init.num_cpus": 12 + 4 * processes + recipe.verl.workers,
             "ray_kwargs.ray_init.num_gpus": processes,
             "ray_kwargs.ray_init.include_dashboard": False,
             "ray_kwargs.ray_init.object_store_memory": 500_000_000,
         }
     return keys
+
+
+def storage_units(recipe: Recipe) -> int:
+    """Processes that hold a step's episodes, of a CPU core each: no more than there are GPUs, nor than verl's own 8."""
+    verl = recipe.verl
+    return min(8, verl.nodes * verl.gpus_per_node) if verl.device == "cuda" else 1
+
+
+def cores(recipe: Recipe) -> int:
+    """CPU cores that verl 0.9.1 asks Ray for on GPUs: three beside each, one for each storage unit, one for what leads
+    those, and one for the trainer. With fewer it waits for them without end."""
+    return 3 * recipe.verl.nodes * recipe.verl.gpus_per_node + storage_units(recipe) + 2
 
 
 def dtype(recipe: Recipe) -> str:
