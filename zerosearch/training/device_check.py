@@ -31,7 +31,7 @@ TOLERANCE = {"cuda": 0.1, "cpu": 1e-3}
 END_SECONDS = 30
 """Seconds that a step has to end by itself: of verl's own limit, and again when it is told to end."""
 TRY = {
-    device: f"run `zerosearch train world-bm25 trainer=verl training.steps=1{more}`, and read verl/verl.log in its folder"
+    device: f"run `zerosearch train world-bm25 trainer=verl training.steps=1{more}`, and read its verl/verl.log"
     for device, more in {"cuda": "", "cpu": " verl.device=cpu verl.rollout=local"}.items()
 }
 """How to see more of a step of verl that failed."""

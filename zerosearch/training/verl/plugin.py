@@ -11,6 +11,7 @@ from verl.utils import import_utils
 import_utils.is_trl_available = lambda: False
 
 if os.environ.get("VERL_PLATFORM") == "cpu":
-    from zerosearch.training.verl import cpu
+    from zerosearch.training.verl import cpu, vllm_cpu
 
     cpu.register()
+    vllm_cpu.register()
