@@ -24,7 +24,7 @@ help:
 	@echo "make quickstart-seeds  the same for seeds 0, 1 and 2, and their mean"
 	@echo "make controls          what the runs in RUNS=\"$(RUNS)\" owe to searching"
 	@echo "make test              the tests"
-	@echo "make test-ci           PPO on verl: three steps, and a run of two ranks that is interrupted and goes on"
+	@echo "make test-ci           PPO on verl: three steps, and a run of two ranks that is interrupted and goes on; zerosearch doctor --cpu"
 	@echo "make test-slow         the tests that take minutes each, but for those with a target of their own below"
 	@echo "make test-verl         the tests of training on verl, those of minutes too: whole runs on CPU, faults, equivalence"
 	@echo "make test-integrations the tests with OpenEnv, verifiers and trackio, in environments of their own"
@@ -50,7 +50,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-ci: $(VENV)/.dev
-	$(BIN)/python -m pytest -m ci tests/test_verl_runs.py $(ARGS)
+	$(BIN)/python -m pytest -m ci tests/test_verl_runs.py tests/test_doctor.py $(ARGS)
 
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(addprefix --ignore-glob=*/,$(ELSEWHERE)) $(ARGS)

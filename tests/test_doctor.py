@@ -310,6 +310,7 @@ def test_the_trial_of_a_gpu_fails_where_there_is_none(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.timeout(600)
 def test_the_whole_trial_passes_on_the_cpu(tmp_path: Path) -> None:
     found = list(check_device("cpu", str(tiny.folder(tmp_path / "model"))))
