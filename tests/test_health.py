@@ -74,6 +74,7 @@ def test_a_steps_figures_say_what_its_episodes_were_like() -> None:
         "truncated_turn_rate": 1 / 7,
         "truncated_pages": 0.25,
         "unanswered": 0.25,
+        "failed_episode_rate": 0.0,
         "tokens": 4.75,
         "policy_tokens": 4.75,
         "policy_tokens_max": 10,

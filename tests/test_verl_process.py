@@ -171,11 +171,11 @@ def test_a_run_that_collapses_is_stopped_and_its_last_good_checkpoint_is_there(t
     rows = [json.dumps(each) for each in (step(1), step(2), *(step(n, **bad) for n in range(3, 7)))]
     with pytest.raises(RunError, match="training has collapsed: gradient_norm") as ended:
         followed(tmp_path, ROTATING.format(rows=rows), "health.patience=4")
-    good = tmp_path / "run" / "checkpoints" / "good" / "global_step_2"
+    good = tmp_path / "run" / "checkpoints" / "good" / "global_step_1"
     assert f"the last good state is {good}:" in str(ended.value)
-    assert f"zerosearch export {tmp_path / 'run'} --step 2 --out" in str(ended.value)
-    assert (good / "actor" / "weights").read_text() == "2"
-    assert [each.name for each in good.parent.iterdir()] == ["global_step_2"]
+    assert f"zerosearch export {tmp_path / 'run'} --step 1 --out" in str(ended.value)
+    assert (good / "actor" / "weights").read_text() == "1"
+    assert [each.name for each in good.parent.iterdir()] == ["global_step_1"]
     assert not list(programs())
 
 

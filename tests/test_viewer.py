@@ -191,7 +191,7 @@ def test_alarms_say_since_when_a_figure_is_beyond_its_limit() -> None:
     rows = [{"step": step, "reward": 0.5, "kl": kl} for step, kl in enumerate([1.0, 20.0, 30.0, 1.0, 40.0], 1)]
     found = alarms(Health(max_kl=10.0, patience=2), rows)
     assert [(alarm.since, alarm.until, alarm.stopped) for alarm in found] == [(2, 3, True), (5, 5, False)]
-    assert "above health.max_kl = 10" in found[0].sentence
+    assert "not below health.max_kl = 10" in found[0].sentence
 
 
 def test_a_run_that_fails_leaves_a_report_with_the_sentence(tmp_path: Path) -> None:
