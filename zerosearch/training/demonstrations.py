@@ -28,8 +28,9 @@ from zerosearch.simulation.quality import holds_answer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHARES = {"one_hop": 1, "two_hop": 3, "comparison": 7}
-"""Demonstrations of a family by its kind. After fewer of comparisons a small model does not begin them as such."""
+SHARES = {"one_hop": 2, "two_hop": 3, "comparison": 7}
+"""Demonstrations of a family by its kind. After fewer of comparisons a small model does not begin them as such; after
+fewer of one hop it goes on to a second one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,8 @@ async def demonstrate(
     """Return `count` demonstrations: each family's share is that of `SHARES`, and lies evenly over their order.
 
     wrong_plans: the share of them that follows a wrong plan, in each family and among the first ones of a kind's
-    families; those of which no other fact is known have none.
+    families; those of which no other fact is known have none. in_vain_share: the share of each kind with a fruitless
+    search, as far as there are turns for it.
 
     Raises:
         UserError: too few questions have hops that the engine finds.
@@ -207,6 +209,7 @@ async def demonstrate(
             families.setdefault(question.family, []).append(question)
     facts = _facts(questions)
     demonstrations: list[Trajectory] = []
+    made: Counter[str] = Counter()
     places = _places({group[0].family: group[0].kind for _, group in sorted(families.items())})
     turn_of_family = [group for _, group in sorted(families.items()) for _ in range(SHARES.get(group[0].kind, 1))]
     generator.shuffle(turn_of_family)
@@ -215,10 +218,12 @@ async def demonstrate(
             if len(demonstrations) == count or not family:
                 continue
             place = places[family[0].family]
-            wrong = int((place + 1) * wrong_plans) > int(place * wrong_plans)
+            wrong, of_kind = _falls(place, wrong_plans), made[family[0].kind]
             question, plan = _take(family, facts if wrong and settings.max_turns else {}, generator)
-            in_vain = generator.randrange(len(question.hops)) if generator.random() < in_vain_share else None
+            in_vain = generator.randrange(len(question.hops)) if _falls(of_kind, in_vain_share) else None
             turns = script(question, plan, engine, settings.k, in_vain) if settings.max_turns else recall(question)
+            if in_vain is not None and (turns is None or len(turns) > settings.max_turns + 1):
+                turns = script(question, plan, engine, settings.k, None)
             if turns is None or len(turns) > settings.max_turns + 1:
                 continue
             play = _Script(tokenizer, turns)
@@ -228,6 +233,7 @@ async def demonstrate(
             if trajectory.answer == plan.answer:
                 demonstrations.append(trajectory)
                 places[question.family] += 1
+                made[question.kind] += 1
     if len(demonstrations) < count:
         raise UserError(
             f"only {len(demonstrations)} of warm_start.demonstrations = {count} could be made: the training questions "
@@ -237,6 +243,11 @@ async def demonstrate(
     for trajectory in demonstrations:
         shown.setdefault(trajectory.question.family, []).append(trajectory)
     return spread(shown.values(), generator)  # what a small model learns last it does everywhere
+
+
+def _falls(place: int, share: float) -> bool:
+    """Whether the one at this place, the first being 0, is of those that a share picks, as evenly as it can."""
+    return int((place + 1) * share) > int(place * share)
 
 
 def _places(kinds: Mapping[str, str]) -> dict[str, int]:
