@@ -65,8 +65,6 @@ def assert_same(found: Sequence[Sample], expected: Sequence[Sample]) -> None:
 class Prophet(Drafts):
     """Guesses what a sampler without drafts wrote, and each so many-th token (0: none) wrong."""
 
-    before = LENGTH
-
     def __init__(self, most: int, texts: Sequence[Sequence[int]], wrong: int = 0):
         super().__init__(most)
         self.texts, self.wrong = [list(text) for text in texts], wrong
@@ -258,6 +256,49 @@ def test_a_token_is_guessed_after_it_has_followed_often_enough_without_exception
     assert drafts.guess([1, 2, 3], 4) == [] and drafts.guess([2, 3, 9], 4) == [8]
     drafts.clear()
     assert drafts.guess([2, 3, 9], 4) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "guessed"),
+    [
+        ([1, 2, 3, 4, 5, 2], [3, 4, 5, 2]),
+        ([7, 2, 3, 8, 2, 4, 7, 2], [3, 8, 2, 4]),
+        ([7, 2, 3, 8, 2, 4, 9, 2], []),
+        ([2, 3, 2], [3, 2, 3, 2]),
+        ([2, 2], [2, 2, 2, 2]),
+        ([1, 2, 3], []),
+        ([5], []),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_what_stood_once_in_a_text_is_copied(text: list[int], guessed: list[int]) -> None:
+    assert Drafts(4).guess(text, 4) == guessed
+    assert Drafts(4).guess(text, 2) == guessed[:2]
+    assert Drafts(0).guess(text, 4) == []
+
+
+def test_after_tokens_that_are_copied_wrongly_nothing_is_copied_any_more() -> None:
+    drafts = Drafts(1)
+    for other in range(10, 10 + drafts.tries):
+        assert drafts.guess([1, 2, 3, 1], 1) == [2]
+        drafts.learn([1, 2, 3, 1, other], 1)
+    assert drafts.guess([1, 2, 3, 1], 1) == [] and drafts.guess([4, 5, 6, 4], 1) == [5]
+    for _ in range(drafts.tries):
+        drafts.learn([1, 2, 8, 9, 1, 2], 1)
+    assert drafts.guess([1, 2, 3, 1], 1) == [2], "half of it was right"
+    drafts.clear()
+    assert drafts.guess([1, 2, 3, 1], 1) == [2]
+
+
+@given(st.lists(st.integers(0, 5), max_size=20))
+def test_copies_are_those_of_a_plain_search(text: list[int]) -> None:
+    def followers(match: list[int]) -> set[int]:
+        size = len(match)
+        return {text[place + size] for place in range(len(text) - size) if text[place : place + size] == match}
+
+    expected = (followers(text[-2:]) if len(text) > 2 else set()) or followers(text[-1:]) if text else set()
+    assert Drafts(1).guess(text, 1) == (list(expected) if len(expected) == 1 else [])
 
 
 def test_a_draft_has_no_more_tokens_than_it_may() -> None:

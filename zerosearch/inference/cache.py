@@ -149,7 +149,8 @@ class CacheAttention:
         if self.gathered is None:
             keys, values = keys_SGLD[:seats], values_SGLD[:seats]
         else:
-            keys, values = keys_SGLD[self.gathered, :, :total], values_SGLD[self.gathered, :, :total]
+            # Whole rows at once; indexing with a tensor would copy number by number.
+            keys, values = (each[:, :, :total].index_select(0, self.gathered) for each in (keys_SGLD, values_SGLD))
         share = heads // groups
         queries_SGQHD = queries.reshape(seats, most, groups, share, width).transpose(1, 2)
         queries = queries_SGQHD.reshape(seats * groups, most * share, width)

@@ -144,7 +144,9 @@ def inverse_sample(probs_BV: torch.Tensor, draws_B: torch.Tensor) -> torch.Tenso
     vocabulary is read once. A token of probability zero is never chosen.
     """
     size = 256
-    blocks_BNK = torch.nn.functional.pad(probs_BV, (0, -probs_BV.shape[-1] % size)).unflatten(-1, (-1, size))
+    if lacking := -probs_BV.shape[-1] % size:  # padding by nothing would copy all
+        probs_BV = torch.nn.functional.pad(probs_BV, (0, lacking))
+    blocks_BNK = probs_BV.unflatten(-1, (-1, size))
     sums_BN = blocks_BNK.sum(-1).double()
     ends_BN = sums_BN.cumsum(-1)
     targets_B1 = (draws_B * ends_BN[:, -1])[:, None]
@@ -322,7 +324,7 @@ class LocalSampler(QueuedSampler):
         end = len(active.request.token_ids) + len(active.sampled)
         room = active.request.max_tokens - len(active.sampled) - 1
         known = self._known[active.slot]
-        draft = self.drafts.guess(known[max(0, end - self.drafts.before) : end].tolist(), min(most, room))
+        draft = self.drafts.guess(known[:end], min(most, room))
         known[end : end + len(draft)] = draft
         return len(draft)
 
@@ -414,7 +416,7 @@ class LocalSampler(QueuedSampler):
                     break
             # The last token's keys and values come with the next step, and lie over those of the draft.
             self._known_length[chunk.slot] = end + kept - 1
-            self.drafts.learn(known[max(0, end - self.drafts.before) : end + kept].tolist(), kept)
+            self.drafts.learn(known[: end + kept], kept)
             self.tokens_prefilled += chunk.length - chunk.drafted - 1
             self.tokens_drafted += chunk.drafted
             self.tokens_sampled += kept
