@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -67,14 +66,13 @@ def test_the_version_is_printed(zerosearch: Command) -> None:
     assert (finished.code, finished.out) == (0, f"zerosearch {__version__}\n")
 
 
-def test_help_is_instant() -> None:
-    command = [sys.executable, "-m", "zerosearch", "--help"]
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT, check=True)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.5
+def test_help_loads_nothing_heavy() -> None:
+    """How long it takes is measured by benchmarks/startup.py."""
+    command = [sys.executable, "-X", "importtime", "-m", "zerosearch", "--help"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in finished.stderr.splitlines()}
+    assert "zerosearch" in loaded and "typer" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "scipy", "datasets", "openai", "httpx", "fastapi", "bm25s"}
     assert {"train", "eval", "ask", "search", "data"} <= set(finished.stdout.split())
 
 
