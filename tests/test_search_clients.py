@@ -1,58 +1,44 @@
-"""The clients of distant search engines: a retriever in two forms, SerpAPI; what goes wrong and costs; the cache."""
+"""The clients of distant search engines: a retriever in two forms, SerpAPI; what goes wrong and costs."""
 
 import asyncio
 import contextlib
 import json
 import logging
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
+from search_clients import (
+    BOTH,
+    DOCUMENTS,
+    QUESTION,
+    QUICK,
+    SEARCH_R1,
+    SERPAPI,
+    Make,
+    retriever,
+    search,
+    web,
+)
 from servers import Answer, Running, Scripted
 
 from zerosearch.calls import server_name
 from zerosearch.cli.main import run as command
-from zerosearch.data import Document, Question
-from zerosearch.errors import RunError, Unavailable, UserError
+from zerosearch.data import Document
+from zerosearch.errors import RunError, UserError
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.counting import CountingEngine
-from zerosearch.search.engine import Page, SearchEngine, SearchRequest
-from zerosearch.search.page_cache import PageCache
+from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.search.remote import CallLimits, RemoteEngine
 from zerosearch.search.retriever import RetrieverEngine
 from zerosearch.search.serpapi import SerpApiEngine
 from zerosearch.serving.app import ServerSettings, make_app
-
-QUESTION = Question("7", "Who?", ("Alice",), "world")
-DOCUMENTS = (
-    Document("Silver Anchor", "Its founder was Alice Turner.", "1"),
-    Document("Alice Turner", "Born in Lagos.\nAn engineer.", "2"),
-)
-SEARCH_R1 = {
-    "result": [
-        [
-            {"document": {"id": "1", "contents": '"Silver Anchor"\nIts founder was Alice Turner.'}, "score": 3.5},
-            {"document": {"id": "2", "contents": '"Alice Turner"\nBorn in Lagos.\nAn engineer.'}, "score": 2},
-        ]
-    ]
-}
-SERPAPI: dict[str, Any] = {
-    "search_metadata": {"status": "Success"},
-    "organic_results": [
-        {"title": "Silver Anchor", "snippet": "Its founder was Alice Turner.", "link": "https://a.example"},
-        {"title": "No snippet", "link": "https://b.example"},
-    ],
-}
-QUICK = CallLimits(timeout=5.0, retries=2)
-Make = Callable[[str], RemoteEngine]
 
 
 @pytest.fixture(autouse=True)
@@ -61,26 +47,6 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SER_API_KEY", "sk-secret")
     monkeypatch.setenv("ZEROSEARCH_TOKEN", "tk-secret")
     monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
-
-
-def retriever(url: str, limits: CallLimits = QUICK) -> RetrieverEngine:
-    return RetrieverEngine(f"{url}/retrieve", limits=limits)
-
-
-def web(url: str, limits: CallLimits = QUICK) -> SerpApiEngine:
-    return SerpApiEngine(url=url, limits=limits)
-
-
-BOTH = pytest.mark.parametrize(("make", "body"), [(retriever, SEARCH_R1), (web, SERPAPI)], ids=["retriever", "serpapi"])
-
-
-def search(engine: SearchEngine, *queries: str, k: int = 3) -> list[Page]:
-    """The pages of queries that are asked at once."""
-
-    async def at_once() -> list[Page]:
-        return list(await asyncio.gather(*[engine.search(SearchRequest(query, QUESTION, k)) for query in queries]))
-
-    return asyncio.run(at_once())
 
 
 def test_a_retriever_is_asked_in_search_r1s_form() -> None:
@@ -474,89 +440,3 @@ def test_a_retriever_can_be_asked_from_the_command_line(own: Running, capsys: py
         "error: there is no engine 'google': take bm25, retriever or serpapi\n",
     )
     assert said("--url", own.url)[0] == 2
-
-
-# The cache
-
-
-def cached(url: str, path: Path, days: float = 0.0, **limits: Any) -> PageCache:
-    return PageCache(retriever(url, CallLimits(retries=0, **limits)), path, days)
-
-
-def test_a_page_that_was_found_costs_nothing_again_and_has_a_date(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "pages.sqlite"
-    with Scripted(Answer(SEARCH_R1)) as server:
-        engine = cached(server.url, path, price=0.5)
-        first, again = search(engine, "a query")[0], search(engine, "a  query ")[0]
-        assert (again.documents, again.scores) == (first.documents, first.scores) == (DOCUMENTS, (3.5, 2.0))
-        counters = engine.counters()
-        assert (counters["search/retriever/cost"], counters["search/retriever/cached"]) == (0.5, 1)
-        assert engine.oldest.startswith(time.strftime("%Y-", time.gmtime()))
-        reopened = cached(server.url, path)
-        assert reopened.oldest == "" and search(reopened, "a query")[0].documents == DOCUMENTS
-        assert len(server.asked) == 1
-        for other, k in [("another query", 3), ("a query", 2)]:
-            search(reopened, other, k=k)
-        assert len(server.asked) == 3
-        search(PageCache(RetrieverEngine(f"{server.url}/retrieve", "zerosearch", QUICK), path), "a query")
-        assert len(server.asked) > 3, "another protocol is another engine"
-
-
-def test_a_failure_is_not_kept_and_an_empty_page_is(tmp_path: Path) -> None:
-    with Scripted(Answer(status=500), Answer({"result": [[]]})) as server:
-        engine = cached(server.url, tmp_path / "pages.sqlite")
-        assert search(engine, "x")[0].error
-        assert [search(engine, "x")[0].error for _ in range(2)] == ["", ""]
-        assert len(server.asked) == 2
-
-
-def test_who_asks_the_same_at_once_asks_once(tmp_path: Path) -> None:
-    with Scripted(Answer(SEARCH_R1, delay=0.2)) as server:
-        engine = cached(server.url, tmp_path / "pages.sqlite")
-        assert all(page.documents == DOCUMENTS for page in search(engine, *["same"] * 8, "other"))
-        assert len(server.asked) == 2
-        assert engine.counters()["search/retriever/shared"] == 7
-
-
-def test_old_pages_are_asked_for_again(tmp_path: Path) -> None:
-    path = tmp_path / "pages.sqlite"
-    with Scripted(Answer(SEARCH_R1)) as server:
-        search(cached(server.url, path), "x")
-        with sqlite3.connect(path) as file:
-            file.execute("UPDATE pages SET found = '2020-01-02T03:04:05+00:00'")
-        file.close()
-        engine = cached(server.url, path)
-        search(engine, "x")
-        assert engine.oldest.startswith("2020-01-02") and len(server.asked) == 1
-        search(cached(server.url, path, days=30), "x")
-        assert len(server.asked) == 2
-
-
-def test_a_spent_budget_reaches_whoever_waits_and_cached_pages_go_on(tmp_path: Path) -> None:
-    with Scripted(Answer(SEARCH_R1)) as server:
-        engine = cached(server.url, tmp_path / "pages.sqlite", max_calls=1)
-        search(engine, "x")
-        for queries in (["y"], ["y", "y"]):
-            with pytest.raises(RunError, match="max_calls"):
-                search(engine, *queries)
-        assert search(engine, "x")[0].documents == DOCUMENTS and len(server.asked) == 1
-
-
-@pytest.mark.parametrize("what", ["text", "folder"])
-def test_a_file_that_cannot_hold_pages(tmp_path: Path, what: str) -> None:
-    path = tmp_path / "pages.sqlite"
-    path.mkdir() if what == "folder" else path.write_text("This is no database, but some text. " * 50)
-    said = "cannot be read and written" if what == "folder" else "is damaged"
-    with pytest.raises(Unavailable, match=rf"^the cache .*pages\.sqlite {said}"):
-        cached("http://127.0.0.1:1", path)
-
-
-def test_a_page_that_was_tampered_with_is_an_error_and_not_run(tmp_path: Path) -> None:
-    path = tmp_path / "pages.sqlite"
-    with Scripted(Answer(SEARCH_R1)) as server:
-        search(cached(server.url, path), "x")
-        with sqlite3.connect(path) as file:
-            file.execute("UPDATE pages SET documents = '[7]'")
-        file.close()
-        with pytest.raises(Unavailable, match=r"^the cache .*pages\.sqlite is damaged \(a page is not what was stored"):
-            search(cached(server.url, path), "x")
