@@ -221,10 +221,8 @@ async def demonstrate(
             wrong, of_kind = _falls(place, wrong_plans), made[family[0].kind]
             question, plan = _take(family, facts if wrong and settings.max_turns else {}, generator)
             in_vain = generator.randrange(len(question.hops)) if _falls(of_kind, in_vain_share) else None
-            turns = script(question, plan, engine, settings.k, in_vain) if settings.max_turns else recall(question)
-            if in_vain is not None and (turns is None or len(turns) > settings.max_turns + 1):
-                turns = script(question, plan, engine, settings.k, None)
-            if turns is None or len(turns) > settings.max_turns + 1:
+            turns = _turns(question, plan, engine, settings, in_vain)
+            if turns is None:
                 continue
             play = _Script(tokenizer, turns)
             searched = play if settings.max_turns else None
@@ -243,6 +241,20 @@ async def demonstrate(
     for trajectory in demonstrations:
         shown.setdefault(trajectory.question.family, []).append(trajectory)
     return spread(shown.values(), generator)  # what a small model learns last it does everywhere
+
+
+def _turns(
+    question: Question, plan: Plan, engine: BM25Engine, settings: EpisodeSettings, in_vain: int | None
+) -> list[Turn] | None:
+    """The turns of a demonstration, without the fruitless search where there is no turn for it; None where it cannot be
+    shown within the budget."""
+    if not settings.max_turns:
+        return recall(question)
+    for vain in dict.fromkeys((in_vain, None)):
+        turns = script(question, plan, engine, settings.k, vain)
+        if turns is not None and len(turns) <= settings.max_turns + 1:
+            return turns
+    return None
 
 
 def _falls(place: int, share: float) -> bool:
