@@ -18,3 +18,9 @@ for _module in (linear, utils, vocab_parallel_embedding):
 
 class Worker(vLLMColocateWorkerExtension):
     """verl's side of a worker, which takes the weights."""
+
+    def _update_weights(self, weights: list[tuple[str, torch.Tensor]], *given: Any, **named: Any) -> Any:
+        """Without an output layer that is the embedding, which vLLM refuses where that comes in another bucket."""
+        if self.model_runner.model_config.hf_config.tie_word_embeddings:
+            weights = [(name, weight) for name, weight in weights if name != "lm_head.weight"]
+        return super()._update_weights(weights, *given, **named)
