@@ -148,8 +148,12 @@ def launched(recipe: Recipe, patch: Patch, folder: Path) -> Any:
 
     for name in ("check_engines", "check_servers", "report"):
         patch.setattr(launch, name, lambda *_: None)
-    patch.setattr(launch, "Run", lambda *_: SimpleNamespace(drop_policy=lambda: None))
-    patch.setattr(launch, "evaluate_policy", lambda run, system: called.append(["test", system]))
+    patch.setattr(
+        launch, "Run", lambda of, *_: SimpleNamespace(recipe=of, drop_policy=lambda: None, close=lambda: None)
+    )
+    patch.setattr(
+        launch, "evaluate_policy", lambda run, system: called.append(["test", system, run.recipe.untrained_limit])
+    )
     patch.setattr(launch, "tune_simulator", lambda run: called.append(["tuning"]))
     patch.setattr(launch, "warm_start", lambda run: called.append(["warm start"]) or "warm")
     patch.setattr(launch, "resolve_model", lambda name: name)

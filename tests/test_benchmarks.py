@@ -42,6 +42,7 @@ SMALL = {
     "sampling": ("--episodes", "2", "--repeats", "1", "--slots", "2", "--batches", "2", "--drafts", "4"),
     "overlap": ("--episodes", "2", "--repeats", "1"),
     "ahead": ("--episodes", "2", "--steps", "1", "--repeats", "1"),
+    "workers": ("--questions", "1", "--repeats", "1", "--drafts", "4"),
 }
 ROWS = {
     "agreement": "| float32 | fast | 2 |",
@@ -50,6 +51,7 @@ ROWS = {
     "sampling": "| local sampler, recorded text, drafts of 4 |",
     "overlap": "| a barrier after each turn |",
     "ahead": "| step after step |",
+    "workers": "| 2 processes, 4 drafts |",
 }
 
 

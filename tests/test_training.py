@@ -184,6 +184,18 @@ def test_the_warm_start_meets_its_demonstrations_in_their_order(
     assert len(met) == 8
 
 
+def test_the_untrained_model_may_answer_fewer_questions_than_the_trained_one(model: Path, tmp_path: Path) -> None:
+    few = ["evaluation.untrained_limit=2", "data.test_limit=4", "simulation.tuning.enabled=false", "training.steps=0"]
+    run = carry_out(model, tmp_path / "run", *few, "warm_start.demonstrations=4")
+    found = {name: system["all"]["n"] for name, system in results(run)["systems"].items()}
+    assert found == {"untrained": 2, "after warm start": 4}
+    first = [each["question"]["id"] for each in trajectories(run, "after warm start")][:2]
+    assert [each["question"]["id"] for each in trajectories(run, "untrained")] == first
+
+    run = carry_out(model, tmp_path / "compared", *few, "warm_start.enabled=false")
+    assert results(run)["systems"]["untrained"]["all"]["n"] == 4, "RL is compared with it"
+
+
 def test_a_run_may_end_without_a_test(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [*ONLY_RL, "evaluation.trained=false", "training.steps=1"]
     run = carry_out(model, tmp_path / "run", *given)

@@ -95,7 +95,7 @@ TRANSLATED: dict[str, list[str]] = {
 REFUSED: dict[str, list[str]] = {
     "model.sampler": ["model.sampler=vllm"],
     "model.memory_share": ["model.memory_share=0.5"],
-    "model.drafts": ["model.drafts=4"],
+    "model.drafts": ["model.drafts=2"],
     "simulation.frozen": ["search.type=simulated", "simulation.mode=self", "simulation.frozen=true"],
     "training.resample": ["training.resample=1"],
     "training.ahead": ["training.ahead=true"],
@@ -169,6 +169,7 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
         "report.live": ["report.live=false"],
         "report.trackers": ["report.trackers=tensorboard"],
         "warm_start.enabled": ["warm_start.enabled=true"],
+        "evaluation.untrained_limit": ["warm_start.enabled=true", "evaluation.untrained_limit=2"],
         "simulation.tuning.enabled": TUNED,
     },
     carried_out.taught: of(

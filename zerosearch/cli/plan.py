@@ -12,7 +12,7 @@ def plan(recipe: Recipe) -> list[str]:
     stages = [
         f"questions: train on {_limited(recipe.data.train_limit)} of {recipe.data.train}, "
         f"test on {_limited(recipe.data.test_limit)} of {recipe.data.test}",
-        *_evaluation(recipe, "the untrained model", recipe.evaluation.untrained),
+        *_evaluation(recipe, "the untrained model", recipe.evaluation.untrained, recipe.untrained_limit),
         *_tuning(recipe),
         *_warm_start(recipe),
         *_evaluation(recipe, "the warm start", recipe.evaluation.warm_start and recipe.warm_start.enabled),
@@ -54,18 +54,20 @@ def _warm_start(recipe: Recipe) -> list[str]:
     warm_start = recipe.warm_start
     if not warm_start.enabled:
         return []
-    return [
-        f"warm start: {_times(warm_start.demonstrations, 'demonstration')}, "
-        f"{_times(warm_start.epochs, 'epoch')} "
-        f"of {_updates(warm_start.demonstrations, warm_start.batch_size)}"
-    ]
+    if warm_start.unit == "turn":
+        updates = f", an update for {_times(warm_start.batch_size, 'turn')}"
+    else:
+        updates = f" of {_updates(warm_start.demonstrations, warm_start.batch_size)}"
+    shown = _times(warm_start.demonstrations, "demonstration")
+    return [f"warm start: {shown}, {_times(warm_start.epochs, 'epoch')}{updates}"]
 
 
-def _evaluation(recipe: Recipe, what: str, wanted: bool) -> list[str]:
+def _evaluation(recipe: Recipe, what: str, wanted: bool, limit: int = 0) -> list[str]:
     evaluation = recipe.evaluation
     engine = _remote(recipe, evaluation.engine) if evaluation.engine in REMOTE else evaluation.engine
+    questions = min(filter(None, (recipe.data.test_limit, limit)), default=0)
     conditions = (
-        f"{_limited(recipe.data.test_limit)} questions, engine {engine}, k = {evaluation.k}, "
+        f"{_limited(questions)} questions, engine {engine}, k = {evaluation.k}, "
         f"at most {_times(recipe.agent.max_turns, 'search', 'searches')}, greedy"
     )
     return [f"evaluation of {what}: {conditions}"] if wanted else []

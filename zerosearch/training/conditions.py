@@ -25,6 +25,7 @@ def conditions(
     step: int,
     max_turns: int,
     sampler: str,
+    workers: int,
     dtype: str,
     questions_left_out: Scalar,
     code: Mapping[str, Scalar],
@@ -33,7 +34,8 @@ def conditions(
     """All that is needed to measure again.
 
     engine: see `engine_conditions`. step: how many steps of reinforcement the policy has behind it. max_turns: searches
-    allowed. sampler: what the policy wrote with. code: see `code_conditions`. seconds: of the whole test.
+    allowed. sampler: what the policy wrote with, workers: in so many processes. code: see `code_conditions`. seconds:
+    of the whole test.
     """
     return {
         "questions": recipe.data.test,
@@ -44,6 +46,7 @@ def conditions(
         "model": recipe.model.name,
         "weights": "dequantised from 4 bit" if recipe.model.name == "embedded" else "as published",
         "sampler": sampler,
+        "workers": workers,
         "dtype": dtype,
         "seed": recipe.seed,
         "step": step,

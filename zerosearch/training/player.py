@@ -38,6 +38,11 @@ class Method:
 class Player(Plays, Protocol):
     """Plays as many episodes as are asked for at once."""
 
+    @property
+    def workers(self) -> int:
+        """Processes that play them."""
+        ...
+
     async def finish(self) -> dict[str, Figure]:
         """Give back the memory of sequences, so that what follows depends on nothing before, and say what was counted.
 
@@ -54,6 +59,8 @@ class OwnPlayer:
 
     episode: of a policy that samples with `sampler`. places: episodes under way at once. engine: of training.
     """
+
+    workers = 1
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class Model(Section):
     """What the policy writes with: this package's own sampler, or vLLM in this process, which must be installed."""
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the device's memory that vLLM may take for keys and values."""
-    drafts: Count = 0
+    drafts: Count = 4
     """Most tokens that the local sampler drafts for a sequence in a step: fewer steps, the same samples; 0 = none."""
 
     @field_validator("prompt")
@@ -350,6 +350,8 @@ class Evaluation(Section):
     """Episodes under way at once."""
     untrained: bool = True
     """Evaluate the model as it came, too."""
+    untrained_limit: Count = 0
+    """It answers the first so many test questions where a warm start follows, with which RL is compared; 0 = all."""
     warm_start: bool = True
     """Evaluate the model after the warm start, too."""
     trained: bool = True
@@ -412,6 +414,11 @@ class Recipe(Section):
     def tunes_simulator(self) -> bool:
         """Whether a simulator is tuned before training."""
         return self.simulates and self.simulation.tuning.enabled and self.training.steps > 0
+
+    @property
+    def untrained_limit(self) -> int:
+        """Test questions for the model as it came; 0 = all."""
+        return self.evaluation.untrained_limit if self.warm_start.enabled else 0
 
     @property
     def policy_simulates(self) -> bool:

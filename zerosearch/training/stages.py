@@ -234,8 +234,9 @@ def evaluate_policy(run: Run, system: str, step: int = 0) -> None:
     found = run.folder.read_results().systems.get(system)
     if found and found.conditions.get("step", step) == step:
         return
+    limit = run.recipe.untrained_limit if system == UNTRAINED else 0
     with keeping("what was done before this evaluation is kept"):
-        measure(run, system, run.test_engine, step=step)
+        measure(run, system, run.test_engine, step=step, limit=limit)
 
 
 def measure(
@@ -245,16 +246,17 @@ def measure(
     method: Method | None = None,
     max_turns: int | None = None,
     step: int = 0,
+    limit: int = 0,
 ) -> None:
     """Measure the policy with an engine, greedy, and write results and trajectories.
 
     method: what to run instead of the policy's own episode. max_turns: searches allowed, instead of the recipe's.
-    step: how many steps of reinforcement the policy has behind it.
+    step: how many steps of reinforcement the policy has behind it. limit: the first so many test questions; 0: all.
 
     Raises:
         RunError: too many searches failed, or a worker has ended.
     """
-    recipe, folder, questions = run.recipe, run.folder, run.test_questions
+    recipe, folder, questions = run.recipe, run.folder, run.test_questions[: limit or None]
     settings = run.settings(training=False)
     if method is not None:
         max_turns = method.max_turns
@@ -298,6 +300,7 @@ def measure(
         step=step,
         max_turns=settings.max_turns,
         sampler=run.sampler_name,
+        workers=player.workers,
         dtype=str(run.sampler_dtype).removeprefix("torch."),
         questions_left_out=len(run.test_set.left_out),
         code=run.code,

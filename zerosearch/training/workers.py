@@ -135,6 +135,11 @@ class Workers:
         self._weights.close()
 
     @property
+    def workers(self) -> int:
+        """See `Player.workers`."""
+        return len(self._workers)
+
+    @property
     def processes(self) -> list[int]:
         """Their ids."""
         return [worker.process.pid for worker in self._workers]

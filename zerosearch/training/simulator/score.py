@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -214,7 +215,6 @@ def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -
     from zerosearch.training.run import Run
     from zerosearch.training.stages import measure
 
-    run = Run(source.recipe, source.folder, display)
     said = [override for override in overrides if not override.startswith("report.")]
     policy = policy_name(source.folder)
     real = ", ".join([policy, *(override for override in said if not override.startswith("simulation."))])
@@ -227,9 +227,10 @@ def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -
     }
     if any(noise is not None for noise in missing.values()):
         check_servers(source.recipe)
-    for system, noise in missing.items():
-        run.take_policy(source.policy)
-        engine = run.real_engine if noise is None else run.simulator(ConstantNoise(noise))
-        measure(run, system, engine, step=steps_done(source.folder.checkpoints))
+    with closing(Run(source.recipe, source.folder, display)) as run:
+        for system, noise in missing.items():
+            run.take_policy(source.policy)
+            engine = run.real_engine if noise is None else run.simulator(ConstantNoise(noise))
+            measure(run, system, engine, step=steps_done(source.folder.checkpoints))
     found = source.folder.read_results().systems
     return {name: found[system].all.f1_estimate for name, (system, _) in systems.items()}

@@ -143,6 +143,7 @@ def measured(
         step=step,
         max_turns=recipe.agent.max_turns,
         sampler=recipe.verl.rollout,
+        workers=recipe.verl.workers,
         dtype=dtype(recipe),
         questions_left_out=questions_left_out,
         code=code_conditions(),

@@ -66,8 +66,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             f"model.memory_share is {recipe.model.memory_share:g}, but on verl verl.memory_share says what the sampler "
             "takes; remove it, and set that one"
         )
-    if recipe.model.drafts:
-        yield f"model.drafts is {recipe.model.drafts}, but on verl nothing is drafted; set model.drafts = 0"
+    if recipe.model.drafts != Model.model_fields["drafts"].default:
+        yield f"model.drafts is {recipe.model.drafts}, but on verl nothing is drafted; remove it"
     if training.threads:
         yield (
             f"training.threads is {training.threads}, but verl's processes take their threads from the environment; "

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,12 @@ def prepare(recipe: Recipe, folder: RunFolder, display: Display) -> str:
     """Carry out the stages before reinforcement; return the folder or name of the model that it starts from."""
     if not (recipe.warm_start.enabled or recipe.simulation.tuning.enabled):
         return recipe.model.name
-    run = Run(recipe, folder, display)
-    if recipe.warm_start.enabled and recipe.evaluation.untrained:
-        evaluate_policy(run, UNTRAINED)
-    tune_simulator(run)
-    start = warm_start(run)
-    run.drop_policy()
+    with closing(Run(recipe, folder, display)) as run:
+        if recipe.warm_start.enabled and recipe.evaluation.untrained:
+            evaluate_policy(run, UNTRAINED)
+        tune_simulator(run)
+        start = warm_start(run)
+        run.drop_policy()
     return start
 
 
