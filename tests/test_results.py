@@ -28,13 +28,36 @@ def test_the_documents_hold_the_tables_of_the_recorded_runs(
     question = results.Question("test-1", "one_hop", "book_author", {"after RL": 0.5}, {"after RL": 2})
     results.Seed("world-0", ("after RL",), (question,)).write(tmp_path)
     monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "SIMULATORS", tmp_path / "simulator.csv")
+    (tmp_path / "simulator.csv").write_text("simulator of,hits\nworld-0,0.900\n")
     for name in ("README", "DETAILS"):
         monkeypatch.setattr(results, name, tmp_path / f"{name}.md")
         (tmp_path / f"{name}.md").write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
     readme, details = results.documents().values()
     assert readme.startswith("before\n<!-- results -->\n| F1 ") and readme.endswith("<!-- end of results -->\nafter\n")
     assert "| **after RL** | 0.500" in readme and "| after RL, world-0 | 0.500" in details
-    assert "old" not in readme + details
+    assert "| world-0 | 0.900 |" in details and "old" not in readme + details
+
+
+def test_a_simulator_is_judged_by_its_pages_of_all_steps(results: ModuleType, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "world-0", "seed = 0\n")
+    common = {"simulator/first/hit_rate": 0.5, "simulator/delivered_rate": 1.0, "simulator/rewritten_rate": 0.25}
+    clean = {"simulator/pages": 10.0, "simulator/noise_realised": 0.0, "simulator/hit_rate": 1.0, **common}
+    noisy = {"simulator/pages": 40.0, "simulator/noise_realised": 0.25, "simulator/hit_rate": 0.8, **common}
+    leaks = {"simulator/first/leak_rate": 0.1, "simulator/leak_rate": 0.0}
+    run.metrics.append("reinforcement", 1, clean)
+    run.metrics.append("reinforcement", 2, noisy | leaks)
+    run.metrics.append("reinforcement", 3, {"reward": 1.0})  # nothing was searched
+    assert results.simulator(run) == {
+        "simulator of": "world-0",
+        "pages": "50",
+        "hits before repair": "0.500",
+        "hits": "0.850",
+        "leaks before repair": "0.100",
+        "leaks": "0.000",
+        "delivered documents": "1.000",
+        "pages written again": "0.250",
+    }
 
 
 def test_a_record_is_read_as_it_was_written(results: ModuleType, tmp_path: Path) -> None:
@@ -79,7 +102,7 @@ def test_gains_are_paired_and_means_are_of_the_seeds_that_measured_a_system(resu
     assert rows["**after RL**"][1:] == ["0.750 ± 0.250", "1.50", "2"]
     assert rows["RAG"][2:] == ["1.50", "1"]
     assert "RAG, world-1" not in single and "after warm start, world-1" in single
-    gained, searched, single = results.details(seeds).split("\n\n")
+    gained, searched, single, _ = results.details(seeds, [{"simulator of": "world-0"}]).split("\n\n")
     assert rows_of(gained)["after warm start"][1:] == ["0.500 ± 0.500", "2"]
     assert rows_of(gained)["RAG"][1:] == ["0.500 ± 0.500", "1"]
     assert rows_of(searched)["RAG"] == ["1.50", "1.50", "1"]

@@ -1,7 +1,8 @@
 """The documented results, from finished runs: `python tools/results.py runs/world-0 runs/world-1 runs/world-2`.
 
-Each run leaves a file in `docs/results`: what every test question earned under every system that the run measured. The
-tables of the README and of `docs/results/README.md` are computed from these files alone.
+Each run leaves a file in `docs/results`: what every test question earned under every system that the run measured, and
+a line in `simulator.csv`: how its simulator wrote in training. The tables of the README and of `docs/results/README.md`
+are computed from these files alone.
 """
 
 import csv
@@ -23,10 +24,11 @@ from zerosearch.evaluation.statistics import (
 from zerosearch.report.results_table import KINDS, Cell, markdown_table
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.seeds import scored
+from zerosearch.training.trainer import STAGE
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "results"
-README, DETAILS = ROOT / "README.md", FOLDER / "README.md"
+README, DETAILS, SIMULATORS = ROOT / "README.md", FOLDER / "README.md", FOLDER / "simulator.csv"
 BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 
 
@@ -101,6 +103,33 @@ class Seed:
         return [each.searches[system] for each in self.questions if kind in ("all", each.kind)]
 
 
+USEFUL, NOISY, ALL = "useful pages", "noisy pages", "pages"
+FIGURES = {
+    "hits before repair": ("simulator/first/hit_rate", USEFUL),
+    "hits": ("simulator/hit_rate", USEFUL),
+    "leaks before repair": ("simulator/first/leak_rate", NOISY),
+    "leaks": ("simulator/leak_rate", NOISY),
+    "delivered documents": ("simulator/delivered_rate", ALL),
+    "pages written again": ("simulator/rewritten_rate", ALL),
+}
+"""Of a simulator in training: by its name in the table, that in `metrics.jsonl`, and which pages it is a share of."""
+
+
+def simulator(run: RunFolder) -> dict[str, str]:
+    """A line of `simulator.csv`: means over all steps, each of as much weight as it has pages of the kind."""
+    steps = [step for step in run.metrics.rows(STAGE) if step.get("simulator/pages")]
+    pages = [step["simulator/pages"] for step in steps]
+    noisy = [count * step["simulator/noise_realised"] for count, step in zip(pages, steps, strict=True)]
+    weights = {ALL: pages, NOISY: noisy, USEFUL: [all_ - some for all_, some in zip(pages, noisy, strict=True)]}
+
+    def mean(figure: str, kind: str) -> str:
+        found = [(step[figure], weight) for step, weight in zip(steps, weights[kind], strict=True) if figure in step]
+        return f"{sum(value * weight for value, weight in found) / sum(weight for _, weight in found):.3f}"
+
+    rates = {name: mean(figure, kind) for name, (figure, kind) in FIGURES.items()}
+    return {"simulator of": run.path.name, ALL: f"{sum(pages):.0f}", **rates}
+
+
 def overview(seeds: Sequence[Seed]) -> str:
     """The tables of the README: F1 and searches of every system, and what each seed gained."""
     kinds, headings = _kinds(seeds)
@@ -114,8 +143,8 @@ def overview(seeds: Sequence[Seed]) -> str:
     return "\n\n".join(markdown_table(table) for table in tables)
 
 
-def details(seeds: Sequence[Seed]) -> str:
-    """Each seed's scores, every system's searches, and what reinforcement gained over each."""
+def details(seeds: Sequence[Seed], simulators: Sequence[Mapping[str, str]]) -> str:
+    """Each seed's scores, every system's searches, what reinforcement gained over each, and how simulators wrote."""
     kinds, headings = _kinds(seeds)
     systems = _systems(seeds)
     searches: list[list[Cell]] = [
@@ -131,6 +160,7 @@ def details(seeds: Sequence[Seed]) -> str:
             markdown_table([["gained by RL over", *headings, "seeds"], *gained]),
             markdown_table([["searches per question", *headings, "seeds"], *searches]),
             markdown_table(_each_seed(seeds, systems)),
+            markdown_table([[*simulators[0]], *([*each.values()] for each in simulators)]),
         ]
     )
 
@@ -178,14 +208,22 @@ def _gain(system: str, kind: str, seeds: Sequence[Seed]) -> Estimate:
 
 def documents() -> dict[Path, str]:
     """What the two documents should hold, by the files in `docs/results`."""
-    seeds = [Seed.read(path) for path in sorted(FOLDER.glob("*.csv"))]
-    tables = {README: overview(seeds), DETAILS: details(seeds)}
+    seeds = [Seed.read(path) for path in sorted(FOLDER.glob("world-*.csv"))]
+    with SIMULATORS.open(newline="", encoding="utf-8") as file:
+        simulators = list(csv.DictReader(file))
+    tables = {README: overview(seeds), DETAILS: details(seeds, simulators)}
     return {path: BLOCK.sub(lambda _, path=path: f"{tables[path]}\n", path.read_text("utf-8")) for path in tables}
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for run in sys.argv[1:]:
-        Seed.of(RunFolder.open(run)).write(FOLDER)
+    if runs := [RunFolder.open(run) for run in sys.argv[1:]]:
+        for run in runs:
+            Seed.of(run).write(FOLDER)
+        lines = [simulator(run) for run in runs]
+        with SIMULATORS.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, lines[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(lines)
     for path, text in documents().items():
         path.write_text(text, "utf-8")
