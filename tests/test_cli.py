@@ -237,6 +237,25 @@ def test_other_commands_that_go_on_say_so(zerosearch: Command, monkeypatch: pyte
     assert said.endswith(f" original grpo {LINE} seed=1 resume=true\n")
 
 
+def test_what_is_said_does_not_act_on_the_terminal(zerosearch: Command, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"id": "\x1b]0;mine\x07", "question": "", "golden_answers": ["a"]}) + "\n")
+    finished = zerosearch("eval", "world", f"data.test={rows}", f"output={tmp_path / 'run'}")
+    assert finished.code == 2 and "\\x1b]0;mine\\x07" in finished.err and "\x1b" not in finished.err
+
+
+def test_a_path_without_a_name_is_a_mistake(
+    zerosearch: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "Who?", "prompt": [{"role": "user", "content": "Ask: Who?"}]}) + "\n")
+    finished = zerosearch("data", "prompt", str(rows), "--out", ".")
+    assert finished.code == 2 and "is no name of a file" in finished.err
+    finished = zerosearch("simulate", "collect", "world", "--out", ".")
+    assert finished.code == 2 and "ends in .jsonl" in finished.err
+
+
 def test_a_file_is_written_into_a_folder_that_is_there(zerosearch: Command, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     prompt = [{"role": "user", "content": "Ask: Who?"}]

@@ -135,6 +135,25 @@ def test_controls_need_a_finished_run(tmp_path: Path) -> None:
         run_controls(tmp_path)
 
 
+def test_controls_take_no_other_conditions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in (["evaluation.k=1"], ["nonsense"], ["--name", "mine"]):
+        with pytest.raises(SystemExit) as ended:
+            command(["eval", str(run), "--controls", *given])
+        assert ended.value.code == 2
+        assert "leave out the overrides (but for report.…) and --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["reinforcement", "demonstrations", "after warm start", "検索" * 20])
+def test_a_measurement_takes_no_name_of_something_else(
+    run: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in (run / "trajectories").iterdir()}
+    with pytest.raises(SystemExit) as ended:
+        command(["eval", str(run), "--name", name])
+    assert ended.value.code == 2 and "--name" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (run / "trajectories").iterdir()} == before
+
+
 def test_a_run_is_measured_under_other_conditions(run: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         command(["eval", str(run), "evaluation.k=1", "--name", "one document"])
@@ -166,6 +185,9 @@ def test_a_model_is_measured_without_a_run_of_its_own(
     capsys.readouterr()
     assert zerosearch("eval", "world", f"model.name={model}") == 2
     assert "already holds a run" in capsys.readouterr().err
+    for wrong in ("data.test=typo.jsonl", f"data.test={__file__}"):
+        assert zerosearch("eval", "world", f"model.name={model}", *small, wrong, "output=corrected") == 2
+        assert not Path("corrected").exists(), "it would be in the corrected command's way"
     assert zerosearch("eval", str(run), f"model.name={model}") == 2
     assert "is measured with its own policy" in capsys.readouterr().err
 

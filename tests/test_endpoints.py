@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zerosearch.errors import Unavailable, UserError
-from zerosearch.inference.endpoints import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, NEAR, Breaker, Endpoint, Endpoints
+from zerosearch.inference.endpoints import (
+    FAILURES,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    NEAR,
+    PATIENCE,
+    Breaker,
+    Endpoint,
+    Endpoints,
+)
 
 
 class FakeClock:
@@ -143,3 +152,19 @@ def test_what_is_no_address_is_said_without_its_password(url: str) -> None:
     with pytest.raises(UserError, match="no server's address") as caught:
         Endpoint(url)
     assert "word" not in str(caught.value)
+
+
+def test_servers_that_answer_others_are_there_but_no_request_waits_for_ever() -> None:
+    clock = FakeClock()
+    servers = Endpoints(["http://a/v1"], 300.0, no_probe, clock)
+    since = clock.now
+    while clock.now - since < 299 * PATIENCE:
+        clock.now += 299
+        servers.check_outage(since)
+        servers.answered()
+    with pytest.raises(Unavailable, match="answered others, but put a request off for 3000 s"):
+        clock.now += 299
+        servers.check_outage(since)
+    with pytest.raises(Unavailable, match="no chat server was there for 300 s"):
+        clock.now += 1
+        servers.check_outage(since)

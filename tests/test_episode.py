@@ -32,7 +32,7 @@ from zerosearch.agent.methods import closed_book, retrieve_first
 from zerosearch.agent.trajectory import Segment, Trajectory
 from zerosearch.data import Document, Question
 from zerosearch.errors import UserError
-from zerosearch.inference.sampler import SamplingRequest
+from zerosearch.inference.sampler import Sample, SamplingRequest
 from zerosearch.inference.tokens import encode_text
 from zerosearch.search.engine import Page, SearchRequest
 
@@ -271,6 +271,22 @@ def test_closed_book_always_answers_within_its_turn(written: str) -> None:
     assert trajectory.answer == ("Alice" if written == ANSWER else "Bob")
     assert trajectory.searches == [] and trajectory.policy_tokens <= SETTINGS.max_tokens_per_turn
     assert "<search>" in trajectory.segments[0].text, "the prompt is the one that the policy knows"
+
+
+def test_a_turn_that_ended_is_answered_from_without_its_end_and_with_draws_of_its_own() -> None:
+    end, met = TOKENS.eos_token_id, []
+
+    class Ending:
+        async def sample(self, request: SamplingRequest) -> Sample:
+            ids = encode_text(TOKENS, " Bob </answer>" if met else "I think so.") + [end] * (not met)
+            met.append(request)
+            return Sample(tuple(ids), (0.0,) * len(ids), "end" if len(met) == 1 else "stop")
+
+    trajectory = asyncio.run(closed_book(Ending(), TOKENS, SETTINGS)(QUESTION))
+    free, forced = met
+    assert trajectory.answer == "Bob" and forced.seed != free.seed
+    added = forced.token_ids[len(free.token_ids) :]
+    assert TOKENS.decode(added) == "I think so.\n<answer>", "no end of turn, spelled out"
 
 
 def test_a_turn_too_short_for_an_answer_is_refused() -> None:

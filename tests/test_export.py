@@ -19,7 +19,6 @@ from scores import system
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from zerosearch.cli.main import run as command
-from zerosearch.cli.plan import plan
 from zerosearch.errors import UserError
 from zerosearch.report.model_card import EVALUATION, model_card
 from zerosearch.report.run_folder import RunFolder
@@ -162,15 +161,10 @@ def test_the_card_says_what_was_measured_and_how_it_was_trained() -> None:
     assert "None: the run was not evaluated." in card(results=False)
 
 
-def test_the_cards_command_evaluates_the_policy_as_it_is(tmp_path: Path) -> None:
-    assert EVALUATION in card()
-    words = shlex.split(EVALUATION.replace("\\\n", "").replace("THIS_FOLDER", str(tiny.folder(tmp_path / "policy"))))
-    assert words[:3] == ["zerosearch", "train", "world"]
-    recipe = load_recipe("world", words[3:])
-    said = " ".join(plan(recipe))
-    assert "evaluation of the trained policy" in said and "0 steps" in said
-    assert "tuning" not in said and "warm start:" not in said and "untrained" not in said
-    assert not load_recipe("world", ["training.steps=0"]).tunes_simulator
+def test_the_cards_command_evaluates_the_policy_as_it_is() -> None:
+    """What it does: test_controls.py::test_a_model_is_measured_without_a_run_of_its_own."""
+    assert f"```bash\n{EVALUATION} " in card()
+    assert shlex.split(EVALUATION) == ["zerosearch", "eval", "world", "model.name=THIS_FOLDER"]
 
 
 def test_the_card_repeats_keys_that_recipes_have() -> None:
@@ -184,6 +178,12 @@ def test_the_card_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     here = [f"model.name={tmp_path}/my-model", f"simulation.model={tmp_path}/writer", f"data.train={tmp_path}/q.jsonl"]
     said = card(*here, f"output={tmp_path}/run", "simulation.tuning.enabled=false")
     assert str(tmp_path) not in said
+    results = system(1.0, 0.0)
+    name = f"after RL, data.test={tmp_path}/q|r.jsonl, search.retriever.url=http://10.1.2.3:8000/r, evaluation.k=1"
+    measured = results.with_system(name, results.systems["after RL"])
+    said += model_card(load_recipe("world", here).model_dump(), measured, {}, "step-7")
+    assert str(tmp_path) not in said and "10.1.2.3" not in said
+    assert "| after RL, data.test=q\\|r.jsonl, search.retriever.url=…, evaluation.k=1 | 2 of" in said
     assert "# my-model, trained to search" in said
     assert "base_model" not in said
 

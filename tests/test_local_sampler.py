@@ -200,6 +200,34 @@ def test_samplers_on_one_lane_take_turns() -> None:
         assert [s.token_ids for s in found[place::2]] == [s.token_ids for s in expected]
 
 
+def test_a_sampler_that_cannot_even_fail_leaves_the_others_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = Lane()
+    one, other = sampler(lane=lane), sampler("qwen2", lane=lane)
+    request = SamplingRequest(PROMPT, 5)
+
+    def broken(*_: object) -> None:
+        one._active.clear()
+        one._waiting.clear()
+        raise ValueError("broken")
+
+    monkeypatch.setattr(one, "step", broken)
+    monkeypatch.setattr(one, "fail", broken)
+
+    async def both() -> Sample:
+        lost = asyncio.create_task(one.sample(request))
+        await asyncio.sleep(0)
+        found = await asyncio.wait_for(other.sample(request), 20)
+        lost.cancel()
+        return found
+
+    assert asyncio.run(both()).token_ids == run(sampler("qwen2"), [request])[0].token_ids
+
+
+def test_a_request_for_no_tokens_is_refused() -> None:
+    with pytest.raises(UserError, match="asks for 0 tokens"):
+        run(sampler(), [SamplingRequest(PROMPT, 0)])
+
+
 def test_a_lane_takes_the_same_steps_however_long_they_take() -> None:
     async def episode(which: LocalSampler, number: int) -> Sample:
         first = await which.sample(SamplingRequest([*PROMPT, number], 3 + number % 4, seed=number))

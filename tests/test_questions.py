@@ -82,6 +82,9 @@ def test_ids_are_unique_within_a_data_set_only(tmp_path: Path) -> None:
     rows = [record(1, data_source="nq"), record(1, data_source="hotpotqa"), record(1, data_source="nq")]
     questions = load_questions(write_lines(tmp_path / "a.jsonl", *rows)).questions
     assert [(q.data_set, q.id) for q in questions] == [("nq", "q1"), ("hotpotqa", "q1"), ("nq", "q1#2")]
+    rows = [record(id=given) for given in ("a", "a", "a#2", "a", "a#3")]
+    questions = load_questions(write_lines(tmp_path / "b.jsonl", *rows)).questions
+    assert [question.id for question in questions] == ["a", "a#2", "a#2#2", "a#3", "a#3#2"]
 
 
 def test_a_record_without_an_id_is_numbered(tmp_path: Path) -> None:

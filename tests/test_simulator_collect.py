@@ -190,6 +190,16 @@ def test_an_episode_of_a_chat_model_is_text_that_nobody_trains_on() -> None:
         trajectory.check_trainable()
 
 
+def test_an_action_in_a_thought_is_none_and_a_long_one_keeps_its_end() -> None:
+    closed, still_open = "<think>First <search>, then <answer> it.</think> No idea.", "<think> Shall I <search> it"
+    chat = Chat(closed, still_open, f"<search> {'w' * 400}", "<answer> Alice")
+    limits = EpisodeSettings(max_turns=3, max_tokens_per_turn=60, max_observation_tokens=80, max_length=1000)
+    agent = chat_agent(chat, Hostile(), limits)
+    trajectory = asyncio.run(agent.episode(Question("1", "Who is it?", ("Alice",), "d")))
+    assert (trajectory.answer, trajectory.invalid_actions) == ("Alice", 2)
+    assert [search.query for search in trajectory.searches] == ["w" * (300 - len("<search> </search>"))]
+
+
 def test_who_interrupts_is_told_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

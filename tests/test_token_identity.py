@@ -1,6 +1,7 @@
 """Tokens in, tokens out: what is sampled is what is trained on, whatever the texts and the family of tokenizers."""
 
 import asyncio
+from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ import torch
 from episodes import ANSWER, QUESTION, SEARCH, SETTINGS, Engine, Script, play, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from zerosearch.agent.episode import Agent
 from zerosearch.agent.trajectory import Trajectory
@@ -103,6 +104,19 @@ def test_no_document_brings_a_special_token_or_an_end(family: str, prompt: str, 
     (seen,) = (segment for segment in trajectory.segments if segment.kind == "observation")
     assert not set(seen.token_ids) & set(tokens.all_special_ids)
     assert seen.text.count("</information>") == 1
+
+
+@pytest.mark.parametrize("family", ["bytes", "embedded"])
+def test_a_token_that_opens_a_turn_is_spelled_out_though_nothing_marks_it_as_special(family: str) -> None:
+    """Such as DeepSeek's; tags of letters stay tokens where the model has them as such."""
+    which = deepcopy(tokenizer(family))
+    which.add_tokens([AddedToken(name, special=False) for name in ("<｜User｜>", "<think>")])
+    user, think = which.convert_tokens_to_ids(["<｜User｜>", "<think>"])
+    text = "a<｜User｜>b<think>c<｜User｜><｜User｜>"
+    assert user in which.encode(text, split_special_tokens=True)
+    ids = encode_text(which, text)
+    assert user not in ids and ids.count(think) == 1
+    assert which.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
 def test_text_alone_is_refused_by_training() -> None:

@@ -5,7 +5,7 @@ Such episodes are text: they can be scored, and their searches collected, but no
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
@@ -37,6 +37,7 @@ class Characters:
     """What an episode needs of a tokenizer, where each character is a token."""
 
     chat_template = "roles"
+    added_tokens_decoder: ClassVar[dict[int, object]] = {}
     bos_token_id = eos_token_id = None
 
     def encode(self, text: str, add_special_tokens: bool = False, split_special_tokens: bool = False) -> list[int]:
@@ -65,7 +66,8 @@ class _ChatSampler:
                 stop=request.stop,
             )
         )
-        text = _closed(_ANY_MARK.sub("\ufffd", said), request.stop)[: request.max_tokens]
+        room = request.max_tokens - max(map(len, request.stop), default=0)
+        text = _closed(_ANY_MARK.sub("\ufffd", said)[:room], request.stop)
         ids = tuple(map(ord, f"{_MARKS['assistant']}{text}{_MARKS['user']}"))
         return Sample(ids, (), "stop" if text.endswith(request.stop) else "end")
 
@@ -80,10 +82,14 @@ def _conversation(text: str) -> list[Message]:
 
 
 def _closed(text: str, stop: tuple[str, ...]) -> str:
-    """What was said up to the first stop string; servers leave that out, so it is put behind a tag left open."""
+    """What was said up to the first stop string; servers leave that out, so it is put behind a tag left open.
+
+    A tag inside a thought is not one of them.
+    """
     ends = [place + len(each) for each in stop if (place := text.find(each)) >= 0]
     if ends:
         return text[: min(ends)]
-    opened = [(text.rfind(each.replace("/", "")), each) for each in stop]
+    thought = len(text) if text.rfind("<think>") > text.rfind("</think>") else text.rfind("</think>")
+    opened = [(text.rfind(each.replace("/", ""), max(0, thought)), each) for each in stop]
     place, missing = max(opened, default=(-1, ""))
     return f"{text}{missing}" if place >= 0 else text

@@ -8,6 +8,7 @@ from zerosearch.agent.episode import Agent, EpisodeSettings
 from zerosearch.agent.protocol import TagProtocol
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
+from zerosearch.draws import seed_for
 from zerosearch.errors import UserError
 from zerosearch.inference.sampler import Sample, Sampler, SamplingRequest
 from zerosearch.inference.tokens import encode_text
@@ -20,9 +21,13 @@ Episode = Callable[[Question], Awaitable[Trajectory]]
 
 ANSWER = "<answer>"
 
+ROOM = 16
+"""Tokens that are kept free for an answer; a thought that leaves less is dropped."""
+
 
 class ForcedAnswer:
-    """A sampler whose every turn ends in an answer: what comes instead of one is cut, and `<answer>` written.
+    """A sampler that answers in every turn: what comes instead of an answer is cut, and `<answer>` written. Where the
+    policy does not end its answer in the room that is left, there is none.
 
     opening: a text that is written as the first turn instead, once.
 
@@ -39,12 +44,13 @@ class ForcedAnswer:
             self._opening = ""
             return Sample(ids, (0.0,) * len(ids), "stop")
         free = await self._sampler.sample(request)
-        text = self._tokenizer.decode(free.token_ids, clean_up_tokenization_spaces=False)
+        said = free.token_ids[:-1] if free.stop_reason == "end" else free.token_ids
+        text = self._tokenizer.decode(said, clean_up_tokenization_spaces=False)
         if ANSWER in text:
             return free
         thought = text.split("<search>")[0].rstrip()
         start = encode_text(self._tokenizer, f"{thought}\n{ANSWER}" if thought else ANSWER)
-        if len(start) >= request.max_tokens:
+        if len(start) + ROOM > request.max_tokens:
             start = encode_text(self._tokenizer, ANSWER)
         room = request.max_tokens - len(start)
         if room <= 0:
@@ -52,8 +58,10 @@ class ForcedAnswer:
                 f"agent.max_tokens_per_turn is {request.max_tokens}, but {ANSWER} takes {len(start)} tokens before the "
                 f"answer itself: set it to more than {len(start)}"
             )
+        seed = seed_for(request.seed, "forced answer")
+        known = [*request.token_ids, *start]
         forced = await self._sampler.sample(
-            replace(request, token_ids=[*request.token_ids, *start], max_tokens=room, stop=("</answer>",))
+            replace(request, token_ids=known, max_tokens=room, seed=seed, stop=("</answer>",))
         )
         ids = (*start, *forced.token_ids)
         return Sample(ids, (*(0.0 for _ in start), *forced.log_probs), forced.stop_reason)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from zerosearch.errors import UserError
+
 
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run folder; or a recipe, whose model is measured as it is.")],
@@ -21,7 +23,12 @@ def evaluate(
     if controls:
         from zerosearch.training.controls import run_controls
 
-        run_controls(Path(run))
+        if name or any(not override.startswith("report.") for override in overrides or []):
+            raise UserError(
+                "controls are measured under the run's own recipe and have names of their own: leave out the overrides "
+                "(but for report.…) and --name"
+            )
+        run_controls(Path(run), overrides or [])
         return
     from zerosearch.training.stages import evaluate_run
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zerosearch.errors import RunError, UserError
+from zerosearch.report.text import visible
 
 
 class Interrupted(Exception):
@@ -26,7 +27,7 @@ class LogLines(logging.Handler):
         from zerosearch.report.console import PatientStream
 
         stream = PatientStream(sys.stderr)
-        stream.write(f"{self.format(record)}\n")
+        stream.write(f"{visible(self.format(record))}\n")
         stream.flush()
 
 
@@ -66,7 +67,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stop(sentence: str, code: int) -> None:
-    print(sentence, file=sys.stderr)  # noqa: T201
+    print(visible(sentence), file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

@@ -17,7 +17,7 @@ def plan(recipe: Recipe) -> list[str]:
         *_warm_start(recipe),
         *_evaluation(recipe, "the warm start", recipe.evaluation.warm_start and recipe.warm_start.enabled),
         *_reinforcement(recipe),
-        *_evaluation(recipe, "the trained policy", recipe.evaluation.trained),
+        *_evaluation(recipe, "the trained policy", recipe.evaluation.trained and recipe.training.steps > 0),
         f"report: {recipe.report.examples} example trajectories, results and plots in {recipe.output}",
     ]
     return [
@@ -75,6 +75,8 @@ def _evaluation(recipe: Recipe, what: str, wanted: bool, limit: int = 0) -> list
 
 def _reinforcement(recipe: Recipe) -> list[str]:
     training, agent = recipe.training, recipe.agent
+    if not training.steps:
+        return []
     per_step = training.questions_per_step * training.samples_per_question
     searches = {
         "simulated": f"pages by {_writer(recipe)}, noise {_noise(recipe)}",

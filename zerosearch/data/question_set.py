@@ -102,12 +102,14 @@ def _from_records(
 ) -> QuestionSet:
     questions: list[Question] = []
     left_out: list[LeftOut] = []
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: set[tuple[str, str]] = set()
     for number, (place, record) in enumerate(records):
         question = question_from_record(record, f"{place} of {name}", str(number), data_set)
-        seen[question.data_set, question.id] += 1
-        if (count := seen[question.data_set, question.id]) > 1:
-            question = replace(question, id=f"{question.id}#{count}")
+        given, count = question.id, 1
+        while (question.data_set, question.id) in seen:
+            count += 1
+            question = replace(question, id=f"{given}#{count}")
+        seen.add((question.data_set, question.id))
         if reason := reason_to_leave_out(question):
             left_out.append(LeftOut(place, question.id, question.text, question.golden_answers, reason))
         else:

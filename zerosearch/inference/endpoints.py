@@ -6,6 +6,7 @@ breaker, or opens it again for twice the pause.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
@@ -22,6 +23,8 @@ LONGEST_PAUSE = 30.0
 """Seconds for which a breaker stays open, the first time and at most."""
 NEAR = 4
 """Calls that a server may have under way beyond the least loaded one's, and still be asked for its group."""
+PATIENCE = 10
+"""Times an outage that a request waits while servers answer others."""
 LOOK_SECONDS = 0.2
 """Seconds between two looks of who waits for a server."""
 
@@ -103,6 +106,7 @@ class Endpoints:
     ) -> None:
         self.all = [Endpoint(url, clock) for url in urls]
         self._outage, self._probe, self._clock = outage, probe, clock
+        self._last_answer = -math.inf
         self._probes: set[asyncio.Future[None]] = set()
 
     def free(self, but: Collection[Endpoint] = (), group: str = "") -> Endpoint | None:
@@ -134,14 +138,24 @@ class Endpoints:
             self.check_outage(since)
             await asyncio.sleep(LOOK_SECONDS)
 
+    def answered(self) -> None:
+        """One of them has just answered."""
+        self._last_answer = self._clock()
+
     def check_outage(self, since: float) -> None:
         """Refuse to wait any longer.
 
         Raises:
-            Unavailable: a call has been put off for longer than `outage`.
+            Unavailable: a call has been put off for longer than `outage`, in which no server answered any other one
+                either; or for many times as long, though they did, as where a server allows far fewer calls.
         """
-        if self._clock() - since >= self._outage:
+        now, most = self._clock(), PATIENCE * self._outage
+        if now - max(since, self._last_answer) >= self._outage:
             raise Unavailable(f"no chat server was there for {self._outage:g} s: {self.troubles()}")
+        if now - since >= most:
+            raise Unavailable(
+                f"the chat servers answered others, but put a request off for {most:g} s: {self.troubles()}"
+            )
 
     def troubles(self) -> str:
         """How each server failed last."""

@@ -6,6 +6,7 @@ request gives its slot to the next one at once.
 """
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from zerosearch.inference.sampler import Sample, Sampler, SamplingRequest, StopR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 
 class Lane:
@@ -74,7 +77,10 @@ class Lane:
             try:
                 finished = sampler.step()
             except Exception as error:
-                sampler.fail(error)
+                try:
+                    sampler.fail(error)
+                except Exception:  # the other samplers go on
+                    _log.exception("a sampler could not end its requests")
                 continue
             for active, reason in finished:
                 active.finish(reason)
@@ -432,10 +438,12 @@ def check_room(request: SamplingRequest, length: int) -> None:
     """See that a request can be continued by a sampler of so many tokens.
 
     Raises:
-        UserError: it has no tokens, or too many.
+        UserError: it has no tokens, or too many, or asks for none.
     """
     if not request.token_ids:
         raise UserError("nothing to continue: the prompt has no tokens")
+    if request.max_tokens < 1:
+        raise UserError(f"a request asks for {request.max_tokens} tokens: set max_tokens to 1 or more")
     if len(request.token_ids) + request.max_tokens > length:
         raise UserError(
             f"{len(request.token_ids)} tokens and {request.max_tokens} more do not fit into the sampler's "

@@ -186,6 +186,7 @@ class OpenAIChat:
             server.under_way -= 1
             self._counts["seconds"] += time.monotonic() - started
         server.breaker.succeeded()
+        self._endpoints.answered()
         return text
 
     async def _send(self, server: Endpoint, request: ChatRequest) -> str:

@@ -1,7 +1,12 @@
 """Text to token ids, where the text is data: nothing in it can become a special token."""
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
 
 from zerosearch.errors import UserError
 from zerosearch.inference.chat import Message
@@ -9,10 +14,36 @@ from zerosearch.inference.chat import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_TAG = re.compile(r"</?[A-Za-z_]+>")
+
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Return the ids of `text`; strings that name special tokens are spelled out as ordinary text."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    """Return the ids of `text`; strings that name special tokens are spelled out as ordinary text.
+
+    So are those that open a turn though the tokenizer does not mark them as special (DeepSeek's `<｜User｜>`); tags of
+    letters alone (`<think>`) stay what they are to the tokenizer.
+    """
+    ids: list[int] = []
+    for piece in _pieces(tokenizer, text):
+        ids += tokenizer.encode(piece, add_special_tokens=False, split_special_tokens=True)
+    return ids
+
+
+def _pieces(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
+    """The text in parts of which none holds an added token's name."""
+    pattern = _unmarked(tokenizer)
+    if pattern is None:
+        return [text]
+    cuts = [0, *(match.start() + 1 for match in pattern.finditer(text)), len(text)]
+    return [text[start:end] for start, end in pairwise(cuts)]
+
+
+@lru_cache(maxsize=16)
+def _unmarked(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str] | None:
+    """What finds the names of added tokens that are neither marked as special nor plain tags."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    names = [name for name in added if len(name) > 1 and not _TAG.fullmatch(name) and not name.isspace()]
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
 
 def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
@@ -22,14 +53,21 @@ def encode_chat(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message
     template trims them, so they are.
 
     Raises:
-        UserError: the tokenizer has no chat template.
+        UserError: the tokenizer has no chat template, or one that refuses such a conversation.
     """
     if not tokenizer.chat_template:
         raise UserError('the model has no chat template: set model.prompt = "completion"')
     space = "\u2003"  # is trimmed with other white space, and in no template
     marks = [f"{space}\u2983{index}\u2984{space}" for index in range(len(messages))]
     marked = [{"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)]
-    rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    try:
+        rest = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = " and ".join(dict.fromkeys(message["role"] for message in messages))
+        raise UserError(
+            f"the model's chat template refuses a conversation of {roles} ({error}): take another model, or set "
+            'model.prompt = "completion"'
+        ) from error
     ids: list[int] = []
     for message, mark in zip(messages, marks, strict=True):
         trims = mark not in rest

@@ -151,10 +151,11 @@ class VllmSampler:
             raise AssertionError("keys and values are dropped while requests need them")
 
     def fail(self, error: Exception) -> None:
-        for active in self._active.values():
+        failed, self._active = self._active, {}
+        for active in failed.values():
             if not active.future.done():
                 active.future.set_exception(error)
-        self._abort(list(self._active))
+        self._engine.abort_request(list(failed))
         self.forget()
 
     def _abort(self, numbers: list[str]) -> None:

@@ -53,8 +53,10 @@ def write_named(path: Path, content: str) -> None:
     """Write a file that the user named.
 
     Raises:
-        UserError: its folder is not there, or may not be written to. RunError: the disk is full.
+        UserError: it is no file's name, its folder is not there, or may not be written to. RunError: the disk is full.
     """
+    if not path.name:
+        raise UserError(f"'{path}' is no name of a file: give one, such as {path / 'report'}")
     try:
         write_atomically(path, content)
     except OSError as error:

@@ -10,6 +10,9 @@ from zerosearch.report.files import JsonLines
 REINFORCEMENT = "reinforcement"
 """The stage of reinforcement learning; the others are supervised, or evaluations."""
 
+DEMONSTRATIONS = "demonstrations"
+"""What the warm start learns, among the trajectories of a run."""
+
 
 class Follower(Protocol):
     """What is told each row of a metrics log once it is written, and the scores of evaluations."""

@@ -1,5 +1,6 @@
 """The model card of an exported policy: what it is, how it was trained, what was measured."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,7 @@ import tomli_w
 from zerosearch.evaluation.results import Results, Scores
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
-EVALUATION = (
-    "zerosearch train world model.name=THIS_FOLDER training.steps=0 warm_start.enabled=false \\\n"
-    "    simulation.tuning.enabled=false evaluation.untrained=false"
-)
+EVALUATION = "zerosearch eval world model.name=THIS_FOLDER"
 """Measures the policy as it is in the embedded world."""
 SHOWN = {
     "algorithm": ("type", "kl_coefficient", "entropy_coefficient", "mini_batches"),
@@ -72,7 +70,7 @@ def _measured(results: Results) -> Iterator[str]:
     for name, system in results.systems.items():
         conditions, scores = system.conditions, system.all
         where = f"{scores.n} of {_public(str(conditions.get('questions', '?')))}"
-        cells = [name, where, conditions.get("engine", "?"), conditions.get("k", "?"), *_cells(scores)]
+        cells = [_public_system(name), where, conditions.get("engine", "?"), conditions.get("k", "?"), *_cells(scores)]
         yield f"| {' | '.join(map(str, cells))} |"
     yield ""
 
@@ -100,9 +98,16 @@ def _made(versions: Mapping[str, Any]) -> Iterator[str]:
     yield f"Versions: {', '.join(said)}."
 
 
+def _public_system(name: str) -> str:
+    """The name of a system whose overrides may say where files and servers are."""
+    return re.sub(r"(?<==).+?(?=, |$)", lambda value: _public(value[0]), name).replace("|", "\\|")
+
+
 def _public(name: str) -> str:
-    """A name without folders of the machine: a hub id stays, of a path the last part."""
+    """A name without folders of the machine and addresses of servers: a hub id stays, of a path the last part."""
     if name == "embedded":
         return EMBEDDED
+    if "://" in name:
+        return "…"
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
     return Path(name).name if is_path else name

@@ -51,7 +51,7 @@ def show_results(results: Results, stream: TextIO | None = None) -> None:
     if said := took(results):
         console.print(Text(f"Took: {said}.", style="dim"))
     for verdict in verdicts(results):
-        console.print(Text(f"Control: {verdict}", style="" if verdict.holds else "bold red"))
+        console.print(Text(visible(f"Control: {verdict}"), style="" if verdict.holds else "bold red"))
 
 
 def show_gains(gains: Mapping[str, Gains], stream: TextIO | None = None) -> None:

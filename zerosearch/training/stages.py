@@ -11,7 +11,7 @@ from statistics import fmean
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
-from zerosearch.evaluation.results import TRAINED, UNTRAINED, WARM_START, Scored, summarize
+from zerosearch.evaluation.results import OWN, TRAINED, UNTRAINED, WARM_START, Scored, summarize
 from zerosearch.inference.models import load_tokenizer, release_memory
 from zerosearch.inference.packed import Tree
 from zerosearch.inference.supervised import SupervisedSettings, learn
@@ -19,6 +19,7 @@ from zerosearch.inference.vllm import check_installed
 from zerosearch.report.console import open_console
 from zerosearch.report.examples import Example, examples_text, pick_examples, show_examples
 from zerosearch.report.files import sweep, write_atomically
+from zerosearch.report.metrics_log import DEMONSTRATIONS, REINFORCEMENT
 from zerosearch.report.panel import open_display
 from zerosearch.report.plots import plot_learning_curve
 from zerosearch.report.results_table import final_line, show_results
@@ -167,7 +168,7 @@ def warm_start(run: Run) -> str:
         trees = warm_start_trees(run, shown)
         run.folder.resume("warm start", 0)
         run.display.stage("warm start", -(-len(trees) // settings.batch_size) * settings.epochs)
-        run.folder.write_trajectories("demonstrations", (trajectory.to_json() for trajectory in shown))
+        run.folder.write_trajectories(DEMONSTRATIONS, (trajectory.to_json() for trajectory in shown))
         run.take_policy(recipe.model.name)
         learn(
             run.policy,
@@ -330,23 +331,39 @@ def report(recipe: Recipe, folder: RunFolder) -> None:
 def evaluate_run(source: str | Path, overrides: Sequence[str] = (), name: str = "") -> None:
     """Measure the trained policy of a run again, or a recipe's model as it is, and print the results.
 
-    source: a run folder, whose recipe the overrides change for this measurement; or a recipe, see `run_of_model`.
+    source: a run folder, whose recipe the overrides change for this measurement; or a recipe, see `recipe_of_model`.
     name: of the system in `results.json`; empty: that of the policy (`policy_name`), and a run's overrides.
 
     Raises:
-        UserError: there is no trained policy, an override is wrong, or names another model than the run's.
+        UserError: there is no trained policy, an override is wrong, or names another model than the run's; the name
+            belongs to something else, or is too long for a file.
     """
-    is_recipe = str(source) in built_in_recipes() or Path(source).suffix == ".toml"
-    folder = run_of_model(str(source), overrides) if is_recipe else RunFolder.open(source)
-    changes = [] if is_recipe else [*overrides]
-    recipe = load_recipe(str(folder.recipe), changes)
-    if recipe.model.name != load_recipe(str(folder.recipe)).model.name:
+    if str(source) in built_in_recipes() or Path(source).suffix == ".toml":
+        recipe = recipe_of_model(str(source), overrides)
+        check_data(recipe)
+        check_files(recipe)
+        check_engines(recipe)
+        folder = open_folder(recipe)
+        with reported(folder):
+            _evaluate(folder, recipe, name or policy_name(folder))
+        return
+    folder = RunFolder.open(source)
+    recipe, own = load_recipe(str(folder.recipe), overrides), load_recipe(str(folder.recipe))
+    if recipe.model.name != own.model.name:
         raise UserError(
             f"{folder.path} is measured with its own policy, not with {recipe.model.name}: name a recipe in its place "
             f"to measure that model (zerosearch eval world model.name={recipe.model.name})"
         )
+    _evaluate(folder, recipe, name or ", ".join([policy_name(folder), *overrides]))
+
+
+def _evaluate(folder: RunFolder, recipe: Recipe, system: str) -> None:
+    taken = {REINFORCEMENT, DEMONSTRATIONS, *OWN} - {policy_name(folder)}
+    if system in taken:
+        raise UserError(f"'{system}' is the name of something else in {folder.path}: give another --name")
+    if not folder.has_room_for(system):
+        raise UserError("the measurement's name is too long for a file: give a shorter one with --name")
     policy = last_policy(folder)
-    system = name or ", ".join([policy_name(folder), *changes])
     title, stages = f"evaluation of {folder.path.name}", [f"evaluation {system}"]
     shown = open_display(title, stages, live=recipe.report.live)
     with shown as display, closing(Run(recipe, folder, display)) as run:
@@ -356,14 +373,13 @@ def evaluate_run(source: str | Path, overrides: Sequence[str] = (), name: str = 
     show_results(folder.read_results())
 
 
-def run_of_model(name: str, overrides: Sequence[str]) -> RunFolder:
-    """The folder of a run that learns nothing, under a recipe with overrides: `output` where one says so, else
-    runs/<model>.
+def recipe_of_model(name: str, overrides: Sequence[str]) -> Recipe:
+    """A recipe that learns nothing: its run folder is `output` where an override says so, else runs/<model>.
 
     Raises:
-        UserError: the folder is taken, or an override is wrong.
+        UserError: an override is wrong.
     """
     recipe = load_recipe(name, [*overrides, "warm_start.enabled=false", "training.steps=0"])
-    if not any(override.startswith("output=") for override in overrides):
-        recipe = recipe.model_copy(update={"output": f"runs/{Path(recipe.model.name).name}"})
-    return open_folder(recipe)
+    if any(override.startswith("output=") for override in overrides):
+        return recipe
+    return recipe.model_copy(update={"output": f"runs/{Path(recipe.model.name).name}"})

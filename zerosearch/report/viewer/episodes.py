@@ -9,7 +9,7 @@ from zerosearch.evaluation.benchmark import score_trajectory
 from zerosearch.evaluation.results import OWN
 from zerosearch.report.examples import INFORMATION, observation_parts, policy_parts
 from zerosearch.report.files import JsonLines
-from zerosearch.report.metrics_log import REINFORCEMENT
+from zerosearch.report.metrics_log import DEMONSTRATIONS, REINFORCEMENT
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.text import visible
 
@@ -55,7 +55,7 @@ def sources(folder: RunFolder, samples: int) -> list[Source]:
     samples: of a question, which stand together in the file of reinforcement.
     """
     order = {name: place for place, name in enumerate(reversed(OWN))}
-    last = {REINFORCEMENT: 1, "demonstrations": 2}
+    last = {REINFORCEMENT: 1, DEMONSTRATIONS: 2}
     names = sorted(folder.trajectory_names(), key=lambda name: (last.get(name, 0), order.get(name, len(order))))
     logs = {name: folder.trajectory_lines(name) for name in names}
     together = {REINFORCEMENT: samples}
