@@ -256,7 +256,8 @@ class Browser:
                 self._program,
                 *("--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr", "--v=0"),
                 *(f"--disable-{each}" for each in quiet),
-                *(f"--user-data-dir={self._folder}", "--virtual-time-budget=3000", "--dump-dom", *more),
+                *("--run-all-compositor-stages-before-draw", "--virtual-time-budget=3000"),  # curves wait for frames
+                *(f"--user-data-dir={self._folder}", "--dump-dom", *more),
                 f"{path.as_uri()}#{address}",
             ],
             capture_output=True,
