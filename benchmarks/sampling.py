@@ -61,11 +61,13 @@ def main() -> None:
     if writer:
         systems["local sampler, recorded text"] = lambda: writer.write(0)
         systems[f"local sampler, recorded text, drafts of {given.drafts}"] = lambda: writer.write(given.drafts)
-    names = ["torch", "transformers"]
+    versions = [f"{name} {version(name)}" for name in ("torch", "transformers")]
     if given.vllm:
         systems["vllm, prefix caching"] = vllm_system(given.model, episodes)
-        names.append("vllm")
-    print(", ".join(f"{name} {version(name)}" for name in names), f"{torch.get_num_threads()} threads, {dtype}")
+        from vllm import __version__
+
+        versions.append(f"vllm {__version__}")
+    print(", ".join(versions), f"{torch.get_num_threads()} threads, {dtype}")
     print(lengths(episodes), f"medians of {given.repeats}", "", sep="\n")
     seconds = by_turns(systems, given.repeats)
     generates = [name for name in seconds if name.startswith("generate")]
@@ -141,6 +143,7 @@ def generate(model: Any, episodes: list[Recorded], size: int) -> None:
 
 def vllm_system(name: str, episodes: list[Recorded]) -> Callable[[], object]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # all cores compute
     from vllm import SamplingParams  # type: ignore[import-not-found]
     from vllm.engine.arg_utils import AsyncEngineArgs  # type: ignore[import-not-found]
     from vllm.v1.engine.async_llm import AsyncLLM  # type: ignore[import-not-found]
