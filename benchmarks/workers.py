@@ -59,7 +59,7 @@ def described(workers: int, drafts: int) -> str:
 
 
 class Step:
-    """The steps of a run with so many workers, a new one each time: within a step a page is written once."""
+    """Steps of a run with so many workers; each take is a new one, since within a step a page is written once."""
 
     def __init__(self, given: argparse.Namespace, workers: int, drafts: int, folder: Path, opened: ExitStack) -> None:
         source = str(given.run / "recipe.toml") if given.run else "world"

@@ -81,6 +81,8 @@ def test_a_dry_run_prints_the_resolved_recipe_and_the_plan(zerosearch: Command) 
     assert finished.code == 0
     printed = tomllib.loads(finished.out)
     assert (printed["training"]["steps"], printed["seed"], printed["output"]) == (7, 2, "runs/world-2")
+    assert "60 demonstrations, 1 epoch, an update for each turn" in finished.out
+    assert "evaluation of the untrained model: 100 questions" in finished.out
     stages = re.findall(r"^# \d\. ([a-z ]+)", finished.out, re.MULTILINE)
     assert [stage.split()[0] for stage in stages] == [
         "questions",

@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,17 @@ def test_who_asks_the_same_at_once_asks_once(tmp_path: Path) -> None:
         assert engine.counters()["search/retriever/shared"] == 7
 
 
+def change(path: Path, what: str) -> None:
+    """Change all pages of a cache by another hand."""
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute(f"UPDATE pages SET {what}")
+
+
 def test_old_pages_are_asked_for_again(tmp_path: Path) -> None:
     path = tmp_path / "pages.sqlite"
     with Scripted(Answer(SEARCH_R1)) as server:
         search(cached(server.url, path), "x")
-        with sqlite3.connect(path) as file:
-            file.execute("UPDATE pages SET found = '2020-01-02T03:04:05+00:00'")
-        file.close()
+        change(path, "found = '2020-01-02T03:04:05+00:00'")
         engine = cached(server.url, path)
         search(engine, "x")
         assert engine.oldest.startswith("2020-01-02") and len(server.asked) == 1
@@ -91,8 +96,6 @@ def test_a_page_that_was_tampered_with_is_an_error_and_not_run(tmp_path: Path) -
     path = tmp_path / "pages.sqlite"
     with Scripted(Answer(SEARCH_R1)) as server:
         search(cached(server.url, path), "x")
-        with sqlite3.connect(path) as file:
-            file.execute("UPDATE pages SET documents = '[7]'")
-        file.close()
+        change(path, "documents = '[7]'")
         with pytest.raises(Unavailable, match=r"^the cache .*pages\.sqlite is damaged \(a page is not what was stored"):
             search(cached(server.url, path), "x")

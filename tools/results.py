@@ -21,10 +21,10 @@ from zerosearch.evaluation.statistics import (
     mean_with_error,
     paired_difference,
 )
+from zerosearch.report.metrics_log import REINFORCEMENT
 from zerosearch.report.results_table import KINDS, Cell, markdown_table
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.report.seeds import scored
-from zerosearch.training.trainer import STAGE
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "results"
@@ -117,7 +117,7 @@ FIGURES = {
 
 def simulator(run: RunFolder) -> dict[str, str]:
     """A line of `simulator.csv`: means over all steps, each of as much weight as it has pages of the kind."""
-    steps = [step for step in run.metrics.rows(STAGE) if step.get("simulator/pages")]
+    steps = [step for step in run.metrics.rows(REINFORCEMENT) if step.get("simulator/pages")]
     pages = [step["simulator/pages"] for step in steps]
     noisy = [count * step["simulator/noise_realised"] for count, step in zip(pages, steps, strict=True)]
     weights = {ALL: pages, NOISY: noisy, USEFUL: [all_ - some for all_, some in zip(pages, noisy, strict=True)]}

@@ -55,7 +55,8 @@ def _warm_start(recipe: Recipe) -> list[str]:
     if not warm_start.enabled:
         return []
     if warm_start.unit == "turn":
-        updates = f", an update for {_times(warm_start.batch_size, 'turn')}"
+        turns = "each turn" if warm_start.batch_size == 1 else f"every {warm_start.batch_size} turns"
+        updates = f", an update for {turns}"
     else:
         updates = f" of {_updates(warm_start.demonstrations, warm_start.batch_size)}"
     shown = _times(warm_start.demonstrations, "demonstration")

@@ -351,7 +351,8 @@ class Evaluation(Section):
     untrained: bool = True
     """Evaluate the model as it came, too."""
     untrained_limit: Count = 0
-    """It answers the first so many test questions where a warm start follows, with which RL is compared; 0 = all."""
+    """Test questions that it answers, the first ones, where a warm start follows; 0 = all. Without a warm start RL is
+    compared with it, on all."""
     warm_start: bool = True
     """Evaluate the model after the warm start, too."""
     trained: bool = True

@@ -66,7 +66,7 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             f"model.memory_share is {recipe.model.memory_share:g}, but on verl verl.memory_share says what the sampler "
             "takes; remove it, and set that one"
         )
-    if recipe.model.drafts != Model.model_fields["drafts"].default:
+    if recipe.model.drafts not in (0, Model.model_fields["drafts"].default):
         yield f"model.drafts is {recipe.model.drafts}, but on verl nothing is drafted; remove it"
     if training.threads:
         yield (
