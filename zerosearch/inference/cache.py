@@ -1,13 +1,15 @@
 """Keys and values of many sequences, each in a slot of its own, and attention over them."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from zerosearch.inference.decoder import grouped_attention
+from zerosearch.inference.decoder import Attention, causal_mask, grouped_attention
+from zerosearch.inference.kernels import kernels
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -48,6 +50,7 @@ class SlotCache:
         self._shape = (2, config.num_hidden_layers, slots * self.groups * length * width)
         self._slots, self._length, self._width = slots, length, width
         self._dtype, self._device = dtype, device
+        self.kernels = kernels(width, config.num_attention_heads // self.groups, dtype, device.type)
         self.clear()
 
     def clear(self) -> None:
@@ -80,67 +83,96 @@ class SlotCache:
 
 
 class CacheAttention:
-    """Attention of one ragged batch: first the chunks of a single token and its draft, then the longer ones, in order.
-
-    The single tokens of all slots and their drafts are mixed by two batched products over the slots' memory as it lies,
-    without copying it; a slot that takes no part is computed and thrown away. Where those are most, the memory of the
-    others is copied together first. Each slot has as many rows as the longest of these chunks has tokens: reading keys
-    and values costs more than a row.
-    """
+    """Attention of one ragged batch: first the chunks of a single token and its draft, then the longer ones, in order."""
 
     def __init__(self, cache: SlotCache, chunks: list[Chunk]):
         cache.reserve(max(chunk.start + chunk.length for chunk in chunks))
-        device, dtype = cache.keys[0].device, cache.keys[0].dtype
         self.cache = cache
         single = [chunk for chunk in chunks if chunk.single]
         self.long = [chunk for chunk in chunks if not chunk.single]
         assert chunks == single + self.long, "single tokens come first"
         self.tokens = sum(chunk.length for chunk in single)
+        device, dtype = cache.keys[0].device, cache.keys[0].dtype
+        self.masks = [causal_mask(chunk.length, chunk.start, dtype, device) for chunk in self.long]
+        self.mix_single: Attention | None = None
         if single:
-            slots = torch.tensor([chunk.slot for chunk in single], device=device)
-            lengths = torch.tensor([chunk.length for chunk in single], device=device)
-            starts = torch.tensor([chunk.start for chunk in single], device=device)
-            self.most = max(chunk.length for chunk in single)
-            chunk_T = torch.arange(len(single), device=device).repeat_interleave(lengths)
-            order_T = torch.arange(self.tokens, device=device) - (lengths.cumsum(0) - lengths)[chunk_T]
-            places_T = starts[chunk_T] + order_T
-            high = max(chunk.slot for chunk in single) + 1
-            self.gathered = slots if 2 * len(single) <= high else None
-            # Row of each token in the memory that is mixed, and how much of a slot's memory that is.
-            seats = torch.arange(len(slots), device=device) if self.gathered is not None else slots
-            self.seats = len(slots) if self.gathered is not None else high
-            self.seat_rows_T = seats[chunk_T] * self.most + order_T
-            self.dense = self.gathered is not None and self.tokens == self.seats * self.most
-            self.total = (
-                max(chunk.start + chunk.length for chunk in single) if self.gathered is not None else cache.room
-            )
-            ends = torch.zeros(self.seats * self.most, dtype=torch.long, device=device)
-            ends[self.seat_rows_T] = places_T
-            hidden = torch.arange(self.total, device=device)[None] > ends[:, None]
-            bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
-            self.bias = bias.view(self.seats, 1, self.most, 1, self.total)
-            groups_T = slots[chunk_T, None] * cache.groups + torch.arange(cache.groups, device=device)
-            self.cache_rows = (groups_T * cache.room + places_T[:, None]).flatten()
+            self.mix_single = KernelMixing(cache, single) if cache.kernels else DenseMixing(cache, single)
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
         parts = []
         count = self.tokens
-        if count:
-            for memory, new in ((keys, keys_TGD), (values, values_TGD)):
-                memory.flatten(0, 2).index_copy_(0, self.cache_rows, new[:count].flatten(0, 1))
-            parts.append(self._mix_single(keys, values, queries_THD[:count]))
-        for chunk in self.long:
+        if self.mix_single:
+            parts.append(self.mix_single(layer, queries_THD[:count], keys_TGD[:count], values_TGD[:count]))
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        for chunk, mask in zip(self.long, self.masks, strict=True):
             end = chunk.start + chunk.length
             rows = slice(count, count + chunk.length)
             keys[chunk.slot, :, chunk.start : end] = keys_TGD[rows].transpose(0, 1)
             values[chunk.slot, :, chunk.start : end] = values_TGD[rows].transpose(0, 1)
             known_keys, known_values = keys[chunk.slot, :, :end], values[chunk.slot, :, :end]
-            parts.append(grouped_attention(queries_THD[rows], known_keys, known_values, chunk.start))
+            parts.append(grouped_attention(queries_THD[rows], known_keys, known_values, mask))
             count += chunk.length
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _mix_single(self, keys_SGLD: Tensor, values_SGLD: Tensor, queries_THD: Tensor) -> Tensor:
+
+class KernelMixing:
+    """Chunks of a single token and its draft, by the compiled kernel: it reads as much of a slot as is known."""
+
+    def __init__(self, cache: SlotCache, single: list[Chunk]):
+        self.cache = cache
+        rows = accumulate((chunk.length for chunk in single), initial=0)
+        self.chunks_C4 = torch.tensor(
+            [[chunk.slot, row, chunk.start, chunk.length] for chunk, row in zip(single, rows, strict=False)]
+        )
+
+    def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
+        assert self.cache.kernels
+        memory = self.cache.keys[layer], self.cache.values[layer]
+        return self.cache.kernels.attend(queries_THD, keys_TGD, values_TGD, *memory, self.chunks_C4)
+
+
+class DenseMixing:
+    """Chunks of a single token and its draft, by two batched products over the slots' memory as it lies.
+
+    Nothing is copied; a slot that takes no part is computed and thrown away. Where those are most, the memory of the
+    others is copied together first. Each slot has as many rows as the longest of these chunks has tokens: reading keys
+    and values costs more than a row.
+    """
+
+    def __init__(self, cache: SlotCache, single: list[Chunk]):
+        device, dtype = cache.keys[0].device, cache.keys[0].dtype
+        self.cache = cache
+        slots = torch.tensor([chunk.slot for chunk in single], device=device)
+        lengths = torch.tensor([chunk.length for chunk in single], device=device)
+        starts = torch.tensor([chunk.start for chunk in single], device=device)
+        tokens = sum(chunk.length for chunk in single)
+        self.most = max(chunk.length for chunk in single)
+        chunk_T = torch.arange(len(single), device=device).repeat_interleave(lengths)
+        order_T = torch.arange(tokens, device=device) - (lengths.cumsum(0) - lengths)[chunk_T]
+        places_T = starts[chunk_T] + order_T
+        high = max(chunk.slot for chunk in single) + 1
+        self.gathered = slots if 2 * len(single) <= high else None
+        # Row of each token in the memory that is mixed, and how much of a slot's memory that is.
+        seats = torch.arange(len(slots), device=device) if self.gathered is not None else slots
+        self.seats = len(slots) if self.gathered is not None else high
+        self.seat_rows_T = seats[chunk_T] * self.most + order_T
+        self.dense = self.gathered is not None and tokens == self.seats * self.most
+        self.total = max(chunk.start + chunk.length for chunk in single) if self.gathered is not None else cache.room
+        ends = torch.zeros(self.seats * self.most, dtype=torch.long, device=device)
+        ends[self.seat_rows_T] = places_T
+        hidden = torch.arange(self.total, device=device)[None] > ends[:, None]
+        bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+        self.bias = bias.view(self.seats, 1, self.most, 1, self.total)
+        groups_T = slots[chunk_T, None] * cache.groups + torch.arange(cache.groups, device=device)
+        self.cache_rows = (groups_T * cache.room + places_T[:, None]).flatten()
+
+    def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        for memory, new in ((keys, keys_TGD), (values, values_TGD)):
+            memory.flatten(0, 2).index_copy_(0, self.cache_rows, new.flatten(0, 1))
+        return self._mix(keys, values, queries_THD)
+
+    def _mix(self, keys_SGLD: Tensor, values_SGLD: Tensor, queries_THD: Tensor) -> Tensor:
         """Groups G, query heads of a group H / G, seats S and rows of a seat Q; Q = 1 copies nothing more."""
         _, heads, width = queries_THD.shape
         seats, most, groups, total, queries = self.seats, self.most, keys_SGLD.shape[1], self.total, queries_THD

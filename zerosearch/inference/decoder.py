@@ -50,24 +50,32 @@ def rotate(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     return x_TND * cos_TD[:, None] + torch.cat((-second, first), dim=-1) * sin_TD[:, None]
 
 
-def grouped_attention(queries_QHD: Tensor, keys_GKD: Tensor, values_GKD: Tensor, start: int) -> Tensor:
-    """Causal attention of the tokens `start, start + 1, …` of one sequence over its first K tokens.
+def causal_mask(length: int, start: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """What the tokens `start, start + 1, …` of one sequence see of its first `start + length`, to be added to scores.
 
-    Query heads that share a key-value head are stacked into one matrix, so nothing is repeated in memory.
+    None where that is simpler: one token sees all, and from the start a product is causal by itself.
+    """
+    if length == 1 or not start:
+        return None
+    hidden = torch.ones(length, start + length, dtype=torch.bool, device=device).triu_(start + 1)
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+
+
+def grouped_attention(queries_QHD: Tensor, keys_GKD: Tensor, values_GKD: Tensor, mask_QK: Tensor | None) -> Tensor:
+    """Attention of the last tokens of one sequence over all of its K tokens, with their `causal_mask`.
+
     Queries are scaled already. Returns (Q, H, D).
     """
-    length, heads, width = queries_QHD.shape
-    groups, total, _ = keys_GKD.shape
-    share = heads // groups
-    queries = queries_QHD.view(length, groups, share, width).permute(1, 2, 0, 3)
-    queries = queries.reshape(groups, share * length, width)
-    scores = torch.matmul(queries, keys_GKD.transpose(1, 2)).view(groups, share, length, total)
-    if length > 1:
-        hidden = torch.ones(length, total, dtype=torch.bool, device=scores.device).triu_(start + 1)
-        scores = scores.masked_fill(hidden, float("-inf"))
-    weights = scores.softmax(-1).view(groups, share * length, total)
-    mixed = torch.matmul(weights, values_GKD).view(groups, share, length, width)
-    return mixed.permute(2, 0, 1, 3).reshape(length, heads, width)
+    mixed = torch.nn.functional.scaled_dot_product_attention(
+        queries_QHD.transpose(0, 1)[None],
+        keys_GKD[None],
+        values_GKD[None],
+        attn_mask=mask_QK,
+        is_causal=mask_QK is None and len(queries_QHD) > 1,
+        scale=1.0,
+        enable_gqa=True,
+    )
+    return mixed[0].transpose(0, 1)
 
 
 def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zerosearch.inference.adapters import effective_weight
 from zerosearch.inference.decoder import Attention
+from zerosearch.inference.kernels import kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,6 +66,7 @@ class Layout:
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.epsilon = config.rms_norm_eps
+        self.kernels = kernels(self.width, self.heads // self.groups, dtype, self.device.type)
         self.rotary = body.rotary_emb
         self.embedding_VI = body.embed_tokens.weight.to(dtype, copy=True)
         self.layers = [self._layer(layer) for layer in body.layers]
@@ -94,22 +96,42 @@ class Layout:
         x = self.embedding_VI[ids_T].float()
         cos, sin = self.rotary(x[None], positions_T[None])
         half = self.width // 2
-        cos_T1D = cos[0][:, None].to(self.dtype)
-        sin_T1D = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)[:, None].to(self.dtype)
+        cos_TC, sin_TC = cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
         turned = self.heads + self.groups
+        more = None
         for index, layer in enumerate(self.layers):
-            mixed = layer.attention_in(self._normalised(x)).view(len(x), turned + self.groups, self.width)
-            queries_keys, values = mixed[:, :turned], mixed[:, turned:]
+            y = layer.attention_in(self._add_normalised(x, more))
+            mixed = y.view(len(x), turned + self.groups, self.width)
             if layer.query_norm is not None and layer.key_norm is not None:
                 weights = (layer.query_norm.expand(self.heads, -1), layer.key_norm.expand(self.groups, -1))
-                queries_keys = self._normalised(queries_keys.float(), torch.cat(weights))
-            rolled = torch.roll(queries_keys, half, -1)
-            queries_keys = torch.addcmul(queries_keys * cos_T1D, rolled, sin_T1D)
-            y = attention(index, queries_keys[:, : self.heads], queries_keys[:, self.heads :], values)
-            x += layer.attention_out(y.reshape(len(y), -1))
-            gate, up = layer.feed_in(self._normalised(x)).chunk(2, dim=-1)
-            x += layer.feed_out(torch.nn.functional.silu(gate).mul_(up))
-        return self._normalised(x)
+                mixed[:, :turned] = self._normalised(mixed[:, :turned].float(), torch.cat(weights))
+            self._rotate(mixed, turned, cos_TC, sin_TC)
+            y = attention(index, mixed[:, : self.heads], mixed[:, self.heads : turned], mixed[:, turned:])
+            more = layer.attention_out(y.reshape(len(y), -1))
+            more = layer.feed_out(self._gated(layer.feed_in(self._add_normalised(x, more))))
+        return self._add_normalised(x, more)
+
+    def _add_normalised(self, x: Tensor, more: Tensor | None) -> Tensor:
+        """Add to x in place, and return its root mean square norm."""
+        if self.kernels:
+            return self.kernels.add_normalise(x, more, self.epsilon)
+        return self._normalised(x if more is None else x.add_(more))
+
+    def _gated(self, gates_ups_TF: Tensor) -> Tensor:
+        if self.kernels:
+            return self.kernels.gate(gates_ups_TF)
+        gates, ups = gates_ups_TF.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gates).mul_(ups)
+
+    def _rotate(self, x_TND: Tensor, turned: int, cos_TC: Tensor, sin_TC: Tensor) -> None:
+        """Rotary position embedding (Su et al. 2021) of the first heads of each row, in place, halves layout."""
+        if self.kernels:
+            return self.kernels.rotate(x_TND, turned, cos_TC, sin_TC)
+        cos, sin = (each.to(self.dtype)[:, None] for each in (cos_TC, sin_TC))
+        first, second = x_TND[:, :turned].chunk(2, dim=-1)
+        one = torch.addcmul(first * cos, second, sin, value=-1)
+        x_TND[:, :turned, self.width // 2 :] = torch.addcmul(second * cos, first, sin)
+        x_TND[:, :turned, : self.width // 2] = one
 
     def _normalised(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Root mean square norm over the last dimension (Zhang & Sennrich 2019), in fp32, returned in `dtype`."""

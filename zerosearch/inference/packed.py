@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from zerosearch.inference.decoder import grouped_attention, hidden_states, unknown
+from zerosearch.inference.decoder import causal_mask, grouped_attention, hidden_states, unknown
 from zerosearch.inference.trie import Trie, lay_out
 
 if TYPE_CHECKING:
@@ -55,20 +55,25 @@ class TrieAttention:
         for trie in tries:
             first = len(self.parents)
             self.parents += [run.parent if run.parent < 0 else first + run.parent for run in trie.runs]
+        self.starts = [run.position for trie in tries for run in trie.runs]
+        self.masks: dict[torch.dtype, list[Tensor | None]] = {}
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
         # Cut once: the gradient of a slice would be as long as the whole row.
         queries = queries_THD.split(self.lengths)
         keys = list(keys_TGD.transpose(0, 1).split(self.lengths, dim=1))
         values = list(values_TGD.transpose(0, 1).split(self.lengths, dim=1))
+        if queries_THD.dtype not in self.masks:
+            self.masks[queries_THD.dtype] = [
+                causal_mask(length, start, queries_THD.dtype, queries_THD.device)
+                for length, start in zip(self.lengths, self.starts, strict=True)
+            ]
         parts = []
-        for number, parent in enumerate(self.parents):
-            known = 0
+        for number, (parent, mask) in enumerate(zip(self.parents, self.masks[queries_THD.dtype], strict=True)):
             if parent >= 0:
-                known = keys[parent].shape[1]
                 keys[number] = torch.cat((keys[parent], keys[number]), dim=1)
                 values[number] = torch.cat((values[parent], values[number]), dim=1)
-            parts.append(grouped_attention(queries[number], keys[number], values[number], known))
+            parts.append(grouped_attention(queries[number], keys[number], values[number], mask))
         return torch.cat(parts)
 
 
