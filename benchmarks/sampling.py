@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--slots", type=int, default=48)
+    parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64], help="sizes tried with generate")
     parser.add_argument("--drafts", type=int, default=0, help="tokens of a draft at most; 0: drafts are not measured")
     parser.add_argument("--run", type=Path, help="a run folder whose last step's episodes are taken")

@@ -323,11 +323,14 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 5)), min_size=1, max_size=6),
     st.integers(1, 3),
     st.permutations(range(9)),
+    st.sampled_from([8, 16]),  # without and with compiled kernels
 )
-def test_drafted_tokens_see_what_they_follow(sizes: list[tuple[int, int]], pages: int, slots: list[int]) -> None:
+def test_drafted_tokens_see_what_they_follow(
+    sizes: list[tuple[int, int]], pages: int, slots: list[int], width: int
+) -> None:
     """Against chunks taken one by one; other slots and the places after the chunks hold what must not be seen."""
-    config = tiny.model().config
-    heads, groups, width = 6, 2, 8
+    config = tiny.model(head_dim=width).config
+    heads, groups = 6, 2
     drafted = [Chunk(slot, start, length, length - 1) for slot, (start, length) in zip(slots, sizes, strict=False)]
     long = [Chunk(slot, 3, 4) for slot in slots[len(sizes) : len(sizes) + pages]]
     chunks = [*drafted, *long]

@@ -305,6 +305,23 @@ def test_prompts_that_go_apart_are_computed_from_there() -> None:
     assert short.tokens_prefilled == 4 * len(PROMPT), "it is not worth waiting for six tokens"
 
 
+def test_an_episode_goes_on_before_another_takes_its_place() -> None:
+    which = sampler(slots=2)
+    which._end_ids = frozenset()
+
+    async def episode(number: int) -> None:
+        ids = [100 + number, *PROMPT]
+        for turn in range(3):
+            sample = await which.sample(SamplingRequest(ids, 4 + number % 3, seed=10 * number + turn))
+            ids = [*ids, *sample.token_ids, 7, 8, 9]
+
+    async def episodes() -> None:
+        await asyncio.gather(*map(episode, range(6)))
+
+    asyncio.run(episodes())
+    assert which.tokens_prefilled == 6 * (len(PROMPT) + 2 * len([7, 8, 9])), "each token is read once"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_processor_without_products_in_bfloat16_samples_too(dtype: str) -> None:
     code = (

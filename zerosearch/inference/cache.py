@@ -83,7 +83,7 @@ class SlotCache:
 
 
 class CacheAttention:
-    """Attention of one ragged batch: first the chunks of a single token and its draft, then the longer ones, in order."""
+    """Attention of one ragged batch: first the chunks of a single token and its draft, then the longer ones."""
 
     def __init__(self, cache: SlotCache, chunks: list[Chunk]):
         cache.reserve(max(chunk.start + chunk.length for chunk in chunks))

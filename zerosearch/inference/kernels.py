@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -83,8 +82,10 @@ class Kernels:
 
         chunks_C4: of each chunk its slot, its first row, its first place in the slot and its tokens; int64.
         """
+        _, groups, room, width = key_slots_SGLD.shape
+        assert (width, queries_THD.shape[1:]) == (self.width, (groups * self.share, width)), "of another shape"
+        assert {each.dtype for each in (queries_THD, key_slots_SGLD)} == {self.dtype}
         found = torch.empty(queries_THD.shape, dtype=self.dtype)
-        _, groups, room, _ = key_slots_SGLD.shape
         self._attend(
             queries_THD.data_ptr(),
             keys_TGD.data_ptr(),
@@ -113,7 +114,9 @@ def kernels(width: int, share: int, dtype: torch.dtype, device: str) -> Kernels 
     if device != "cpu" or dtype not in NUMBERS or width % BLOCK or os.environ.get("ZEROSEARCH_KERNELS") == "0":
         return None
     try:
-        return Kernels(_compiled(f"-DWIDTH={width}", f"-DSHARE={share}", f"-DNUMBER={NUMBERS[dtype]}"), width, share, dtype)
+        return Kernels(
+            _compiled(f"-DWIDTH={width}", f"-DSHARE={share}", f"-DNUMBER={NUMBERS[dtype]}"), width, share, dtype
+        )
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", "") or str(error)
         _log.info("sampling without compiled kernels, which takes about twice as long: %s", reason.strip()[-300:])
@@ -147,7 +150,8 @@ def _compiled(*defined: str) -> Path:
 
 def _processor() -> str:
     """What this processor is and can do: a library that was compiled for another one may not run on it."""
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    return f"{platform.platform()} {platform.processor()}"
+    described = Path("/proc/cpuinfo")
+    if not described.exists():
+        return f"{platform.platform()} {platform.processor()}"
+    lines = described.read_text().splitlines()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -25,16 +25,27 @@ class Product:
     rows = 32
     """What oneDNN lays packed weights out for; any number of rows is right."""
 
+    at_once = 192
+    """Rows of one product that makes at most `narrow` numbers of each; oneDNN takes twice as long for each of more."""
+
+    narrow = 1024
+
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype):
         self.bias_O = None if bias_O is None else bias_O.to(dtype, copy=True)
         self.packed = _can_be_packed(weight_OI.device, dtype)
+        self.wide = len(weight_OI) > self.narrow
         weight = weight_OI.to(dtype, copy=not self.packed).contiguous()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.rows) if self.packed else weight
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias_O, "none", [], "")
-        return torch.nn.functional.linear(x_TI, self.weight, self.bias_O)
+        if not self.packed:
+            return torch.nn.functional.linear(x_TI, self.weight, self.bias_O)
+        if len(x_TI) <= self.at_once or self.wide:
+            return self._product(x_TI)
+        return torch.cat([self._product(part) for part in x_TI.split(self.at_once)])
+
+    def _product(self, x_TI: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x_TI, self.weight, self.bias_O, "none", [], "")
 
 
 def _can_be_packed(device: torch.device, dtype: torch.dtype) -> bool:
@@ -126,7 +137,8 @@ class Layout:
     def _rotate(self, x_TND: Tensor, turned: int, cos_TC: Tensor, sin_TC: Tensor) -> None:
         """Rotary position embedding (Su et al. 2021) of the first heads of each row, in place, halves layout."""
         if self.kernels:
-            return self.kernels.rotate(x_TND, turned, cos_TC, sin_TC)
+            self.kernels.rotate(x_TND, turned, cos_TC, sin_TC)
+            return
         cos, sin = (each.to(self.dtype)[:, None] for each in (cos_TC, sin_TC))
         first, second = x_TND[:, :turned].chunk(2, dim=-1)
         one = torch.addcmul(first * cos, second, sin, value=-1)

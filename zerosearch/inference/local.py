@@ -213,9 +213,16 @@ class QueuedSampler(ABC):
     async def sample(self, request: SamplingRequest) -> Sample:
         check_room(request, self.length)
         active = Active(request, asyncio.get_running_loop().create_future())
-        self._waiting.append(active)
+        if self._continues(request):
+            self._waiting.appendleft(active)
+        else:
+            self._waiting.append(active)
         self.lane.wake()
         return await active.future
+
+    def _continues(self, request: SamplingRequest) -> bool:
+        """Whether the request goes on with what is held, and so should come before others take its place."""
+        return False
 
     @abstractmethod
     def step(self) -> list[tuple[Active, StopReason]]: ...
@@ -243,7 +250,7 @@ class LocalSampler(QueuedSampler):
     tokens_drafted, tokens_accepted: since it was made; accepted are those that were drawn, too.
     """
 
-    prefill_tokens = 768
+    prefill_tokens = 1536
     """At most so many prompt and observation tokens enter one step, so that decoding never waits long; a longer
     prompt enters alone."""
 
@@ -315,6 +322,16 @@ class LocalSampler(QueuedSampler):
         done = {id(active) for active, _ in finished}
         self._active = [active for active in self._active if id(active) not in done]
         return finished
+
+    def _continues(self, request: SamplingRequest) -> bool:
+        """Whether what a free slot knows, more than its own prompt, is what this request begins with."""
+        length = len(request.token_ids)
+        known = self._known_length
+        held = np.flatnonzero(~self._taken & (known > self._prompt_length) & (known < length))
+        if not len(held):
+            return False
+        equal = self._known[held, :length] == np.asarray(request.token_ids, dtype=np.int64)
+        return bool((_leading(equal) >= known[held]).any())
 
     def _wanted(self, active: Active) -> bool:
         if active.future.cancelled():
