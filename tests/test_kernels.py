@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from zerosearch.inference.cache import CacheAttention, Chunk, DenseMixing, Kerne
 from zerosearch.inference.decoder import rotate
 from zerosearch.inference.kernels import Kernels, kernels
 from zerosearch.inference.local import LocalSampler
+from zerosearch.inference.packed import Branch, Tree, score
 from zerosearch.inference.sampler import SamplingRequest
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
@@ -149,11 +151,91 @@ def test_a_shape_that_the_kernels_were_not_compiled_for_is_refused() -> None:
         which.attend(torch.zeros(1, 4, 16), keys, keys, memory, memory, chunks)
 
 
+# Learning
+
+
+def slopes(found: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradients of a sum in which each number found has a weight of its own."""
+    weights = [numbers(*each.shape, seed=9 + place).double() for place, each in enumerate(found)]
+    total = sum((each.double() * weight).sum() for each, weight in zip(found, weights, strict=True))
+    return list(torch.autograd.grad(total, inputs))
+
+
+def leaves(*given: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The same numbers twice, in their own type and exactly, all of which want gradients."""
+    return [each.clone().requires_grad_() for each in given], [each.double().requires_grad_() for each in given]
+
+
+def assert_learns_alike(
+    found: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    leaves_of: tuple[list[torch.Tensor], list[torch.Tensor]],
+    dtype: torch.dtype,
+) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert_near(one, other, torch.float32 if one.dtype == torch.float32 else dtype)
+    for one, other in zip(slopes(found, leaves_of[0]), slopes(expected, leaves_of[1]), strict=True):
+        size = float(other.abs().max()) + 1
+        assert_near(one.double() / size, other / size, dtype)
+
+
+@settings(max_examples=60)
+@given(lengths, lengths, dtypes, st.booleans())
+def test_the_gradients_of_a_normalised_sum(tokens: int, width: int, dtype: torch.dtype, more: bool) -> None:
+    given_ = [numbers(tokens, width), numbers(width, seed=2), numbers(tokens, width, dtype=dtype, seed=1)][: 2 + more]
+    ours, exact = leaves(*given_)
+    found = made(dtype=dtype).normalised_sum(ours[0], ours[2] if more else None, ours[1], 1e-5)
+    total = exact[0] + (exact[2] if more else 0)
+    expected = total, total * (total.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * exact[1]
+    assert found[0].dtype == torch.float32 and found[1].dtype == dtype
+    assert_learns_alike(found, expected, (ours, exact), dtype)
+
+
+@settings(max_examples=60)
+@given(lengths, lengths, dtypes)
+def test_the_gradients_of_gates(tokens: int, width: int, dtype: torch.dtype) -> None:
+    ours, exact = leaves(*(numbers(tokens, width, dtype=dtype, seed=seed) for seed in range(2)))
+    found = made(dtype=dtype).gated(*ours)
+    assert_learns_alike([found], [torch.nn.functional.silu(exact[0]) * exact[1]], (ours, exact), dtype)
+
+
+@settings(max_examples=40)
+@given(lengths, st.integers(1, 5), st.sampled_from([16, 48, 64]), dtypes)
+def test_the_gradients_of_a_rotation(tokens: int, heads: int, width: int, dtype: torch.dtype) -> None:
+    ours, exact = leaves(numbers(tokens, heads, width, dtype=dtype))
+    angles = numbers(tokens, width // 2, seed=1)
+    cos, sin = (torch.cat((each, each), -1).double() for each in (angles.cos(), angles.sin()))
+    found = made(width, dtype=dtype).rotated(*ours, angles.cos(), angles.sin())
+    assert_learns_alike([found], [rotate(*exact, cos, sin)], (ours, exact), dtype)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2-untied", "qwen3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_learns_as_without_kernels(
+    architecture: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradients() -> dict[str, torch.Tensor]:
+        model = tiny.model(architecture)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        trees = [Tree(LONG_PROMPT, [Branch([5, 6, 7, first, 9], [True] * 5) for first in (8, 11)])]
+        score(model, trees).log_probs.sum().backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    with_kernels = gradients()
+    kernels.cache_clear()
+    monkeypatch.setenv("ZEROSEARCH_KERNELS", "0")
+    without = gradients()
+    kernels.cache_clear()
+    for name, expected in without.items():
+        torch.testing.assert_close(with_kernels[name], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
 # Compiling
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder in which nothing was compiled yet."""
     monkeypatch.setenv("ZEROSEARCH_CACHE", str(tmp_path))
     kernels.cache_clear()

@@ -1,4 +1,4 @@
-// What the sampler computes between its products on a CPU, each in one pass over the numbers.
+// What sampling and learning compute between their products on a CPU, each in one pass over the numbers.
 //
 // Compiled for one type of numbers (NUMBER: float or bfloat16), which lie in rows, and one shape of attention (WIDTH:
 // numbers of a head, a multiple of 16; SHARE: query heads of a group). Sums are float32. OpenMP's threads take rows, or
@@ -121,7 +121,7 @@ inline block bounded(block x, int64_t count, float rest) {
     return lanes < int32_t(count) ? x : zero + rest;
 }
 
-inline float sum(block x) {
+inline float total(block x) {
     float found = 0;
     for (int i = 0; i < BLOCK; i++) found += x[i];
     return found;
@@ -129,7 +129,7 @@ inline float sum(block x) {
 
 // Each number becomes e to the power of what it is below the largest; returns their sum.
 inline float exponentials(float* x, int64_t width) {
-    block most = block{} + x[0], total = {};
+    block most = block{} + x[0], powers = {};
     blocks(width, [&](int64_t i, int64_t count) {
         block next = bounded(load(x + i, count), count, x[0]);
         most = next > most ? next : most;
@@ -138,10 +138,10 @@ inline float exponentials(float* x, int64_t width) {
     for (int i = 1; i < BLOCK; i++) largest = most[i] > largest ? most[i] : largest;
     blocks(width, [&](int64_t i, int64_t count) {
         block power = bounded(exponential(load(x + i, count) - largest), count, 0);
-        total += power;
+        powers += power;
         store(x + i, power, count);
     });
-    return sum(total);
+    return total(powers);
 }
 
 const int TOGETHER = 16 / PARTS < 1 ? 1 : 16 / PARTS < SHARE ? 16 / PARTS : SHARE;  // heads whose sums stay in registers
@@ -206,36 +206,85 @@ void mix(const NUMBER* queries, const NUMBER* keys, const NUMBER* values, NUMBER
 
 extern "C" {
 
-// x += y, then out = x by the root of its mean square, of each row. y may be missing.
-void add_normalise(float* x, const NUMBER* y, NUMBER* out, int64_t rows, int64_t width, float epsilon) {
+// sum = x + y, then out = sum by the root of its mean square, times weight, of each row; what it is multiplied with goes
+// to scales. y, weight and scales may be missing; sum may be x.
+void add_normalise(const float* x, const NUMBER* y, const float* weight, float* sum, NUMBER* out, float* scales,
+                   int64_t rows, int64_t width, float epsilon) {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        float* to = x + row * width;
-        NUMBER* normal = out + row * width;
+        const int64_t first = row * width;
         block squares = {};
         blocks(width, [&](int64_t i, int64_t count) {
-            block number = load(to + i, count);
-            if (y) {
-                number += load(y + row * width + i, count);
-                store(to + i, number, count);
-            }
+            block number = load(x + first + i, count);
+            if (y) number += load(y + first + i, count);
+            store(sum + first + i, number, count);
             squares += number * number;
         });
-        float scale = 1.0f / __builtin_sqrtf(sum(squares) / float(width) + epsilon);
-        blocks(width, [&](int64_t i, int64_t count) { store(normal + i, load(to + i, count) * scale, count); });
+        const float scale = 1.0f / __builtin_sqrtf(total(squares) / float(width) + epsilon);
+        if (scales) scales[row] = scale;
+        blocks(width, [&](int64_t i, int64_t count) {
+            block number = load(sum + first + i, count) * scale;
+            store(out + first + i, weight ? number * load(weight + i, count) : number, count);
+        });
     }
 }
 
-// out = silu(gate) * up, of rows that hold gate and up one after the other.
-void gate(const NUMBER* x, NUMBER* out, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        const NUMBER* from = x + row * 2 * width;
-        blocks(width, [&](int64_t i, int64_t count) {
-            block gate = load(from + i, count);
-            store(out + row * width + i, gate / (1.0f + exponential(-gate)) * load(from + width + i, count), count);
-        });
+// The gradients of that: of sum (slope) and out (out_slope) to x (x_slope) and y (y_slope, which may be missing).
+void add_normalise_backward(const float* sum, const float* scales, const float* weight, const float* slope,
+                            const NUMBER* out_slope, float* x_slope, NUMBER* y_slope, float* weight_slope, int64_t rows,
+                            int64_t width) {
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t first = row * width;
+            const float scale = scales[row];
+            block products = {};
+            blocks(width, [&](int64_t i, int64_t count) {
+                products += load(out_slope + first + i, count) * load(weight + i, count) * load(sum + first + i, count);
+            });
+            const float along = total(products) * scale * scale / float(width);
+            blocks(width, [&](int64_t i, int64_t count) {
+                block across = load(out_slope + first + i, count) * load(weight + i, count);
+                block found = scale * (across - along * load(sum + first + i, count));
+                if (slope) found += load(slope + first + i, count);
+                store(x_slope + first + i, found, count);
+                if (y_slope) store(y_slope + first + i, found, count);
+            });
+        }
+#pragma omp for schedule(static)
+        for (int64_t part = 0; part < (width + BLOCK - 1) / BLOCK; part++) {
+            const int64_t i = part * BLOCK, count = width - i < BLOCK ? width - i : BLOCK;
+            block found = {};
+            for (int64_t row = 0; row < rows; row++)
+                found += load(out_slope + row * width + i, count) * load(sum + row * width + i, count) * scales[row];
+            store(weight_slope + i, found, count);
+        }
     }
+}
+
+// out = silu(gates) * ups, of rows; the next row of gates and of ups lies a stride further.
+void gate(const NUMBER* gates, const NUMBER* ups, NUMBER* out, int64_t rows, int64_t width, int64_t stride) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        blocks(width, [&](int64_t i, int64_t count) {
+            block x = load(gates + row * stride + i, count);
+            store(out + row * width + i, x / (1.0f + exponential(-x)) * load(ups + row * stride + i, count), count);
+        });
+}
+
+// The gradients of that, of dense rows.
+void gate_backward(const NUMBER* gates, const NUMBER* ups, const NUMBER* slope, NUMBER* gate_slope, NUMBER* up_slope,
+                   int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        blocks(width, [&](int64_t i, int64_t count) {
+            const int64_t place = row * width + i;
+            block x = load(gates + place, count), found = load(slope + place, count);
+            block share = 1.0f / (1.0f + exponential(-x)), silu = x * share;
+            store(up_slope + place, found * silu, count);
+            store(gate_slope + place, found * load(ups + place, count) * (share + silu * (1.0f - share)), count);
+        });
 }
 
 // Rotary position embedding, in place, of the first `turned` of a row's `heads`.

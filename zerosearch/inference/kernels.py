@@ -1,4 +1,4 @@
-"""The sampler's own operations for CPU, compiled for this processor: what lies between its products, in one pass each.
+"""Operations for CPU, compiled for this processor: what lies between the products of a model, in one pass each.
 
 They are compiled when they are first wanted, in a second or two, and kept in the cache folder. Where there is no C++
 compiler, PyTorch's operations do the same in several passes.
@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,38 +37,38 @@ class Kernels:
     """The functions of one compiled library; all tensors are on CPU, and a row is contiguous."""
 
     def __init__(self, library: Path, width: int, share: int, dtype: torch.dtype):
-        loaded = ctypes.CDLL(str(library))
-        address, number = ctypes.c_void_p, ctypes.c_int64
-        self._add_normalise = loaded.add_normalise
-        self._add_normalise.argtypes = [*[address] * 3, *[number] * 2, ctypes.c_float]
-        self._gate = loaded.gate
-        self._gate.argtypes = [*[address] * 2, *[number] * 2]
-        self._rotate = loaded.rotate
-        self._rotate.argtypes = [*[address] * 3, *[number] * 3]
-        self._attend = loaded.attend
-        self._attend.argtypes = [*[address] * 3, *[number] * 3, *[address] * 4, *[number] * 3]
-        for function in (self._add_normalise, self._gate, self._rotate, self._attend):
-            function.restype = None
+        self._loaded = ctypes.CDLL(str(library))
         self.width, self.share, self.dtype = width, share, dtype
+
+    def _call(self, name: str, *given: Tensor | int | float | None) -> None:
+        """Tensors are handed on by their addresses."""
+        values: list[object] = []
+        for each in given:
+            if isinstance(each, Tensor):
+                values.append(ctypes.c_void_p(each.data_ptr()))
+            elif isinstance(each, float):
+                values.append(ctypes.c_float(each))
+            else:
+                values.append(ctypes.c_void_p(None) if each is None else ctypes.c_int64(each))
+        self._loaded[name](*values)
 
     def add_normalise(self, x_TI: Tensor, y_TI: Tensor | None, epsilon: float) -> Tensor:
         """Add y to x, which is fp32, in place; return x by the root of its mean square, in the kernels' dtype."""
         found = torch.empty(x_TI.shape, dtype=self.dtype)
-        y = None if y_TI is None else y_TI.contiguous().data_ptr()
-        self._add_normalise(x_TI.data_ptr(), y, found.data_ptr(), *x_TI.shape, epsilon)
+        self._call("add_normalise", x_TI, y_TI, None, x_TI, found, None, *x_TI.shape, epsilon)
         return found
 
     def gate(self, gates_ups_TF: Tensor) -> Tensor:
         """Return silu(gates) * ups, of shape (T, F / 2)."""
         tokens, both = gates_ups_TF.shape
         found = torch.empty(tokens, both // 2, dtype=self.dtype)
-        self._gate(gates_ups_TF.data_ptr(), found.data_ptr(), tokens, both // 2)
+        self._call("gate", gates_ups_TF, gates_ups_TF[:, both // 2 :], found, tokens, both // 2, both)
         return found
 
     def rotate(self, x_TND: Tensor, turned: int, cos_TC: Tensor, sin_TC: Tensor) -> None:
         """Rotate the first heads of each row in place; cos and sin are fp32, of half a head's width."""
         tokens, heads, _ = x_TND.shape
-        self._rotate(x_TND.data_ptr(), cos_TC.data_ptr(), sin_TC.data_ptr(), tokens, heads, turned)
+        self._call("rotate", x_TND, cos_TC, sin_TC, tokens, heads, turned)
 
     def attend(
         self,
@@ -86,22 +87,95 @@ class Kernels:
         assert (width, queries_THD.shape[1:]) == (self.width, (groups * self.share, width)), "of another shape"
         assert {each.dtype for each in (queries_THD, key_slots_SGLD)} == {self.dtype}
         found = torch.empty(queries_THD.shape, dtype=self.dtype)
-        self._attend(
-            queries_THD.data_ptr(),
-            keys_TGD.data_ptr(),
-            values_TGD.data_ptr(),
-            queries_THD.stride(0),
-            keys_TGD.stride(0),
-            values_TGD.stride(0),
-            key_slots_SGLD.data_ptr(),
-            value_slots_SGLD.data_ptr(),
-            found.data_ptr(),
-            chunks_C4.data_ptr(),
-            len(chunks_C4),
-            groups,
-            room,
-        )
+        rows = (queries_THD, keys_TGD, values_TGD)
+        strides = [each.stride(0) for each in rows]
+        memory = (key_slots_SGLD, value_slots_SGLD)
+        self._call("attend", *rows, *strides, *memory, found, chunks_C4, len(chunks_C4), groups, room)
         return found
+
+    def normalised_sum(
+        self, x_TI: Tensor, y_TI: Tensor | None, weight_I: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return x + y (fp32), and that by the root of its mean square, times weight, in the kernels' dtype.
+
+        x is fp32, y of the kernels' dtype. With gradients.
+        """
+        return NormalisedSum.apply(x_TI, y_TI, weight_I, epsilon, self)
+
+    def gated(self, gates_TF: Tensor, ups_TF: Tensor) -> Tensor:
+        """Return silu(gates) * ups, with gradients."""
+        return Gated.apply(gates_TF, ups_TF, self)
+
+    def rotated(self, x_THD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+        """Return the heads rotated, with gradients; cos and sin are fp32, of half a head's width."""
+        return Rotated.apply(x_THD, cos_TC, sin_TC, self)
+
+
+class NormalisedSum(torch.autograd.Function):
+    """Root mean square norm (Zhang & Sennrich 2019) of a residual and what is added to it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TI: Tensor, y_TI: Tensor | None, weight_I: Tensor, epsilon: float, kernels: Kernels
+    ) -> tuple[Tensor, Tensor]:
+        tokens, width = x_TI.shape
+        sum_TI = x_TI if y_TI is None else torch.empty_like(x_TI)
+        found_TI, scales_T = torch.empty(x_TI.shape, dtype=kernels.dtype), torch.empty(tokens)
+        weight_I = weight_I.float()
+        kernels._call("add_normalise", x_TI, y_TI, weight_I, sum_TI, found_TI, scales_T, tokens, width, epsilon)
+        ctx.kernels, ctx.added = kernels, y_TI is not None
+        ctx.save_for_backward(sum_TI, scales_T, weight_I)
+        return (sum_TI if ctx.added else x_TI.view_as(x_TI)), found_TI
+
+    @staticmethod
+    def backward(ctx: Any, slope_TI: Tensor, found_slope_TI: Tensor) -> tuple[Tensor | None, ...]:
+        sum_TI, scales_T, weight_I = ctx.saved_tensors
+        slope_TI, found_slope_TI = slope_TI.contiguous(), found_slope_TI.contiguous()
+        x_slope_TI, weight_slope_I = torch.empty_like(sum_TI), torch.empty_like(weight_I)
+        y_slope_TI = torch.empty_like(found_slope_TI) if ctx.added else None
+        slopes = (slope_TI, found_slope_TI, x_slope_TI, y_slope_TI, weight_slope_I)
+        ctx.kernels._call("add_normalise_backward", sum_TI, scales_T, weight_I, *slopes, *sum_TI.shape)
+        return x_slope_TI, y_slope_TI, weight_slope_I, None, None
+
+
+class Gated(torch.autograd.Function):
+    """silu(gates) * ups."""
+
+    @staticmethod
+    def forward(ctx: Any, gates_TF: Tensor, ups_TF: Tensor, kernels: Kernels) -> Tensor:
+        gates_TF, ups_TF = gates_TF.contiguous(), ups_TF.contiguous()
+        found_TF = torch.empty_like(gates_TF)
+        tokens, width = gates_TF.shape
+        kernels._call("gate", gates_TF, ups_TF, found_TF, tokens, width, width)
+        ctx.kernels = kernels
+        ctx.save_for_backward(gates_TF, ups_TF)
+        return found_TF
+
+    @staticmethod
+    def backward(ctx: Any, slope_TF: Tensor) -> tuple[Tensor | None, ...]:
+        gates_TF, ups_TF = ctx.saved_tensors
+        slopes = torch.empty_like(gates_TF), torch.empty_like(ups_TF)
+        ctx.kernels._call("gate_backward", gates_TF, ups_TF, slope_TF.contiguous(), *slopes, *gates_TF.shape)
+        return *slopes, None
+
+
+class Rotated(torch.autograd.Function):
+    """Rotary position embedding (Su et al. 2021), halves layout."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THD: Tensor, cos_TC: Tensor, sin_TC: Tensor, kernels: Kernels) -> Tensor:
+        ctx.kernels = kernels
+        ctx.save_for_backward(cos_TC, sin_TC)
+        found_THD = x_THD.clone(memory_format=torch.contiguous_format)
+        kernels.rotate(found_THD, found_THD.shape[1], cos_TC, sin_TC)
+        return found_THD
+
+    @staticmethod
+    def backward(ctx: Any, slope_THD: Tensor) -> tuple[Tensor | None, ...]:
+        cos_TC, sin_TC = ctx.saved_tensors
+        found_THD = slope_THD.clone(memory_format=torch.contiguous_format)
+        ctx.kernels.rotate(found_THD, found_THD.shape[1], cos_TC, -sin_TC)
+        return found_THD, None, None, None
 
 
 @lru_cache
