@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from zerosearch.errors import UserError
-from zerosearch.inference.local import BatchSampler, LocalSampler, uniform_draws
+from zerosearch.inference.drawing import uniform_draws
+from zerosearch.inference.local import BatchSampler, LocalSampler
 from zerosearch.inference.packed import Branch, Tree, score
 from zerosearch.inference.plain import PlainSampler, lane_sampler
 from zerosearch.inference.sampler import Sample, SamplingRequest

@@ -19,6 +19,8 @@ from zerosearch.inference.kernels import Kernels, kernels
 from zerosearch.inference.local import LocalSampler
 from zerosearch.inference.packed import Branch, Tree, score
 from zerosearch.inference.sampler import SamplingRequest
+from zerosearch.training import doctor
+from zerosearch.training.recipe import Recipe
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 """With the relative error of one rounding."""
@@ -261,7 +263,7 @@ def compiler(path: Path, lines: str) -> str:
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        (None, "no C++ compiler"),
+        (None, "install a C++ compiler"),
         ("echo unknown option >&2; exit 1", "unknown option"),
         ("exec sleep 60", "timed out"),
         (
@@ -282,11 +284,18 @@ def test_without_a_compiler_that_works_sampling_goes_on(
     monkeypatch.setattr(compiled, "COMPILE_SECONDS", 1)
     name = compiler(tmp_path / "compiler", program) if program else str(tmp_path / "missing")
     monkeypatch.setenv("CXX", name)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         which = LocalSampler(tiny.model("qwen3"), TOKENS, slots=2, length=64)
     assert which.layout.kernels is None
-    assert "sampling without compiled kernels" in caplog.text and reason in caplog.text
+    assert "no compiled kernels" in caplog.text and reason in caplog.text
     assert len(run(which, [SamplingRequest(LONG_PROMPT, 4, seed=1)])[0].token_ids) > 0
+    (finding,) = doctor._kernels(Recipe())
+    assert finding.state == "warning" and reason in finding.said
+
+
+def test_the_doctor_finds_kernels() -> None:
+    (finding,) = doctor._kernels(Recipe())
+    assert finding.state == "ok"
 
 
 def test_other_devices_types_and_widths_do_without() -> None:
@@ -298,6 +307,6 @@ def test_other_devices_types_and_widths_do_without() -> None:
 def test_a_folder_that_cannot_be_written_is_no_hindrance(fresh: Path, caplog: pytest.LogCaptureFixture) -> None:
     fresh.parent.mkdir(exist_ok=True)
     fresh.write_text("no folder")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         assert kernels(16, 3, torch.float32, "cpu") is None
     assert "kernels" in caplog.text and os.fspath(fresh) in caplog.text

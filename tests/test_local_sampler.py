@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from zerosearch.errors import UserError
-from zerosearch.inference.local import Lane, LocalSampler, closing_token_ids, inverse_sample, uniform_draws
+from zerosearch.inference.drawing import inverse_sample, uniform_draws
+from zerosearch.inference.local import Lane, LocalSampler, closing_token_ids
 from zerosearch.inference.sampler import Sample, SamplingRequest
 
 TOKENS = tiny.tokenizer()
@@ -115,7 +116,7 @@ def test_draws_are_uniform_and_the_same_in_every_process() -> None:
     assert len(set(draws) | set(positions)) > 7990
     assert uniform_draws(np.array([2**64 - 1], dtype=np.uint64), np.array([2**63], dtype=np.uint64))[0] < 1
     code = (
-        "import numpy as np; from zerosearch.inference.local import uniform_draws; "
+        "import numpy as np; from zerosearch.inference.drawing import uniform_draws; "
         "print(uniform_draws(np.array([3, 2**62]), np.array([0, 9])).tolist())"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -188,13 +188,28 @@ def kernels(width: int, share: int, dtype: torch.dtype, device: str) -> Kernels 
     if device != "cpu" or dtype not in NUMBERS or width % BLOCK or os.environ.get("ZEROSEARCH_KERNELS") == "0":
         return None
     try:
-        return Kernels(
-            _compiled(f"-DWIDTH={width}", f"-DSHARE={share}", f"-DNUMBER={NUMBERS[dtype]}"), width, share, dtype
-        )
+        return _made(width, share, dtype)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", "") or str(error)
-        _log.info("sampling without compiled kernels, which takes about twice as long: %s", reason.strip()[-300:])
+        _log.warning("there are no compiled kernels, without which sampling takes twice as long: %s", _reason(error))
         return None
+
+
+def lacking() -> str:
+    """Why kernels cannot be compiled on this machine; empty where they can."""
+    try:
+        _made(BLOCK, 1, torch.float32)
+    except (OSError, subprocess.SubprocessError) as error:
+        return _reason(error)
+    return ""
+
+
+def _made(width: int, share: int, dtype: torch.dtype) -> Kernels:
+    library = _compiled(f"-DWIDTH={width}", f"-DSHARE={share}", f"-DNUMBER={NUMBERS[dtype]}")
+    return Kernels(library, width, share, dtype)
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "stderr", "") or str(error)).strip()[-300:]
 
 
 def _compiled(*defined: str) -> Path:
@@ -206,7 +221,7 @@ def _compiled(*defined: str) -> Path:
     """
     compiler = shutil.which(os.environ.get("CXX") or "c++")
     if compiler is None:
-        raise FileNotFoundError("there is no C++ compiler")
+        raise FileNotFoundError("install a C++ compiler, such as g++, or name one in CXX")
     text, processor = SOURCE.read_text(), _processor()
     flags = [*FLAGS, *([WIDE] if "avx512f" in processor else []), *defined]
     key = hashlib.sha256("\n".join([text, compiler, processor, *flags]).encode()).hexdigest()[:16]

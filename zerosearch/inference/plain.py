@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from zerosearch.inference.decoder import ARCHITECTURES, unknown
-from zerosearch.inference.local import Active, BatchSampler, Lane, LocalSampler, QueuedSampler, draw, stop_reason
+from zerosearch.inference.drawing import draw
+from zerosearch.inference.local import Active, BatchSampler, Lane, LocalSampler, QueuedSampler, stop_reason
 from zerosearch.inference.sampler import StopReason
 
 if TYPE_CHECKING:

@@ -233,6 +233,22 @@ def _ray_nodes() -> list[dict[str, float]]:
     return nodes
 
 
+def _kernels(recipe: Recipe) -> Iterator[Finding]:
+    """Whether what lies between products is compiled, where this process computes on a CPU."""
+    if recipe.trainer != "local" or _version("torch") is None:
+        return
+    import torch
+
+    from zerosearch.inference.kernels import lacking
+
+    if torch.cuda.is_available():
+        return
+    if reason := lacking():
+        yield Finding("kernels", "warning", f"not compiled, so that sampling takes twice as long: {reason}")
+    else:
+        yield Finding("kernels", "ok", "compiled for this processor")
+
+
 def _questions(recipe: Recipe) -> Iterator[Finding]:
     for split, found in question_sets(recipe).items():
         left_out = f", {len(found.left_out)} records left out" if found.left_out else ""
@@ -378,6 +394,7 @@ CHECKS: tuple[Check, ...] = (
     _packages,
     _entry_point,
     _translation,
+    _kernels,
     _machine,
     _disk,
     _memory,
