@@ -31,7 +31,7 @@ def main() -> None:
     arrange_memory()
     dtype, work = compute_dtype("auto"), Work(given.episodes)
     policy = load_model(given.model)
-    sampler = LocalSampler(policy, load_tokenizer(given.model), min(work.batch, 48), work.length, dtype=dtype)
+    sampler = LocalSampler(policy, load_tokenizer(given.model), min(work.batch, 64), work.length, dtype=dtype)
     sampler._end_ids = frozenset()  # every turn has its length
     chosen = ["algorithm.type=grpo", "algorithm.mini_batches=1", "training.temperature=1", "algorithm.kl_coefficient=0"]
     learner = Learner(load_recipe("world", chosen), policy, given.model, dtype)

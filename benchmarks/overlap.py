@@ -38,7 +38,7 @@ def main() -> None:
     dtype = compute_dtype("auto")
     tokenizer = load_tokenizer(given.model)
     episodes = uneven(recorded(tokenizer, given.episodes))
-    sampler = LocalSampler(load_model(given.model), tokenizer, 48, 1536, dtype=dtype)
+    sampler = LocalSampler(load_model(given.model), tokenizer, 64, 1536, dtype=dtype)
     sampler._end_ids = frozenset()  # every turn has the length that is asked for
     systems: dict[str, Callable[[], object]] = {
         "episodes on their own": lambda: asyncio.run(on_their_own(sampler, episodes)),

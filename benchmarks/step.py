@@ -156,7 +156,7 @@ def ours(given: argparse.Namespace) -> tuple[str, Run]:
     chosen = ["algorithm.type=grpo", "algorithm.mini_batches=1", "training.temperature=1", "training.warmup_steps=0"]
     recipe = load_recipe("world", [*chosen, "training.learning_rate=1e-6"])
     policy = load_model(given.model)
-    sampler = LocalSampler(policy, tokenizer, min(given.questions * given.samples, 48), 1024, dtype=dtype)
+    sampler = LocalSampler(policy, tokenizer, min(given.questions * given.samples, 64), 1024, dtype=dtype)
     sampler._end_ids = frozenset()  # every turn has its recorded length
     learner = Learner(recipe, policy, given.model, dtype)
     episodes, engine = scripts(tokenizer, given.questions), BM25Engine(build_world().passages)

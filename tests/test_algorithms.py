@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from zerosearch.errors import UserError
-from zerosearch.inference.packed import score
+from zerosearch.inference.packed import Row, score
 from zerosearch.training.critic import Critic
 from zerosearch.training.experience import Experience
 from zerosearch.training.lessons import Lesson, episodes_of, filled, judged, lessons, measured, worthwhile
@@ -192,8 +192,11 @@ def last_hidden_states(body: nn.Module) -> Iterator[list[Tensor]]:
     handle.remove()
 
 
-def predicting_policy_tokens(lesson: Lesson) -> list[bool]:
-    """For each token of the lesson's row: whether a token that the policy wrote comes next in some episode."""
+def predicting_policy_tokens(lesson: Lesson) -> Tensor:
+    """For each token of the lesson's row: whether a token that the policy wrote comes next in some episode.
+
+    Of the tokens that the row is filled up with none does.
+    """
     places = [False] * lesson.tree.tokens
     last, start = len(lesson.tree.prefix) - 1, len(lesson.tree.prefix)
     for branch in lesson.tree.branches:
@@ -201,7 +204,7 @@ def predicting_policy_tokens(lesson: Lesson) -> list[bool]:
             if own:
                 places[start + index - 1 if index else last] = True
         start += len(branch.token_ids)
-    return places
+    return torch.tensor([*places, *[False] * (-len(places) % Row.multiple)])
 
 
 @TYPES
@@ -209,7 +212,7 @@ def test_what_predicts_an_observation_has_exactly_no_gradient(kind: str) -> None
     made = recipe(kind, *EVERY_PART)
     model = tiny.model()
     taught = drawn(lessons(GROUPS[:1]), model, made)
-    expected = torch.tensor(predicting_policy_tokens(taught[0]))
+    expected = predicting_policy_tokens(taught[0])
     assert expected.sum() > 10 and (~expected).sum() > 10
     with last_hidden_states(model.model) as seen:
         moved(model, lambda optimizer: update_policy(model, optimizer, taught, made))
@@ -223,7 +226,7 @@ def test_the_value_loss_leaves_what_predicts_an_observation_alone_too() -> None:
     with last_hidden_states(critic.model) as seen:
         moved(critic, lambda optimizer: update_critic(critic, optimizer, taught, made))
     touched = seen[0].grad.abs().sum(-1) > 0
-    expected = torch.tensor(predicting_policy_tokens(taught[0]))
+    expected = predicting_policy_tokens(taught[0])
     assert not touched[~expected].any()
     assert touched.sum() > 0.5 * expected.sum(), "all but values that their clip holds"
 

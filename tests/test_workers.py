@@ -460,8 +460,8 @@ def test_a_worker_gets_its_part() -> None:
     assert (training.workers, training.threads, recipe.evaluation.batch, recipe.simulation.concurrency) == (
         1,
         1,
-        14,
-        16,
+        22,
+        21,
     )
 
 
