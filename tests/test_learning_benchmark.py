@@ -37,9 +37,9 @@ def test_a_run_of_any_length_has_its_row_and_its_panel(
 
     before, after = scores(0.25), scores(0.5)
     gain = gains([after], [before])
-    learned = benchmark.Learned("rloo", 1, rewards, summarize(before).all, summarize(after).all, gain, 90.0)
+    learned = benchmark.Learned("rloo", 1, rewards, summarize(before).all, summarize(after).all, gain)
     assert benchmark.table_of([learned]).splitlines()[2] == (
-        f"| rloo | 1 | {halves} | 0.250 ± 0.000 | 0.500 ± 0.000 | 0.250 ± 0.000 | 2 |"
+        f"| rloo | 1 | {halves} | 0.250 ± 0.000 | 0.500 ± 0.000 | 0.250 ± 0.000 |"
     )
     benchmark.draw([learned] * 4, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
