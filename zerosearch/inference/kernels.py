@@ -50,7 +50,7 @@ class Kernels:
                 values.append(ctypes.c_float(each))
             else:
                 values.append(ctypes.c_void_p(None) if each is None else ctypes.c_int64(each))
-        self._loaded[name](*values)
+        getattr(self._loaded, name)(*values)
 
     def add_normalise(self, x_TI: Tensor, y_TI: Tensor | None, epsilon: float) -> Tensor:
         """Add y to x, which is fp32, in place; return x by the root of its mean square, in the kernels' dtype."""
