@@ -278,7 +278,7 @@ def test_a_recipe_with_every_key_of_an_earlier_version_keeps_its_meaning(tmp_pat
         '[algorithm]\ntype = "grpo"\nbaseline = "none"\nnormalize_std = true\nclip_low = 0.2\nclip_high = 0.2\n'
         'kl_coefficient = 0.001\nkl_estimator = "k3"\nmini_batches = 1\nepochs = 1\n'
     )
-    assert load_recipe(str(path)).algorithm == Algorithm()
+    assert load_recipe(str(path)).algorithm == Algorithm(type="grpo")
 
 
 def test_a_recipe_that_is_not_there_names_the_built_in_ones() -> None:

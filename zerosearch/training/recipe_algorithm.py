@@ -80,9 +80,9 @@ class Critic(Section):
 
 
 class Algorithm(Section):
-    """How rewards become an update. The defaults are GRPO's; `docs/algorithms` says what other types bring."""
+    """How rewards become an update. A type sets the defaults of some parts; `docs/algorithms` says which."""
 
-    type: Type = "grpo"
+    type: Type = "reinforce_lenient"
     """The advantage estimator, and the defaults of the parts below."""
     baseline: Literal["none", "group", "batch"] = "none"
     """What REINFORCE subtracts from the reward: nothing, the mean of the question's group or of the batch."""
