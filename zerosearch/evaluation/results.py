@@ -17,7 +17,17 @@ OWN = (UNTRAINED, WARM_START, TRAINED)
 """What every run measures itself; all else are controls, and what a user asked for."""
 
 CLOSED_BOOK = "closed book, warm start"
+RAG = "RAG, warm start"
+MORE_SUPERVISION = "warm start for as long as RL"
+EMPTY = "after RL, empty engine"
+RANDOM = "after RL, random pages"
 ONE_SEARCH = "after RL, one search"
+SIMULATED = "after RL, simulator at noise {:g}"
+NOISES = (0.0, 0.5, 1.0)
+CONTROLS = (
+    *(CLOSED_BOOK, RAG, MORE_SUPERVISION, EMPTY, RANDOM, ONE_SEARCH),
+    *(SIMULATED.format(noise) for noise in NOISES),
+)
 
 PEAK_MEMORY = "peak_memory_gib"
 

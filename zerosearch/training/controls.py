@@ -12,7 +12,17 @@ from pathlib import Path
 
 from zerosearch.agent.methods import closed_book, retrieve_first
 from zerosearch.errors import UserError
-from zerosearch.evaluation.results import CLOSED_BOOK, ONE_SEARCH, TRAINED
+from zerosearch.evaluation.results import (
+    CLOSED_BOOK,
+    EMPTY,
+    MORE_SUPERVISION,
+    NOISES,
+    ONE_SEARCH,
+    RAG,
+    RANDOM,
+    SIMULATED,
+    TRAINED,
+)
 from zerosearch.inference.models import release_memory
 from zerosearch.inference.supervised import learn
 from zerosearch.report.panel import open_display
@@ -29,12 +39,6 @@ from zerosearch.training.run_report import write_run_report
 from zerosearch.training.source import last_policy, policy_name
 from zerosearch.training.stages import demonstrations, measure, warm_start, warm_start_settings, warm_start_trees
 
-RAG = "RAG, warm start"
-MORE_SUPERVISION = "warm start for as long as RL"
-EMPTY = "after RL, empty engine"
-RANDOM = "after RL, random pages"
-SIMULATED = "after RL, simulator at noise {:g}"
-NOISES = (0.0, 0.5, 1.0)
 RATES = ("first/hit_rate", "hit_rate", "first/leak_rate", "leak_rate", "delivered_rate", "rewritten_rate")
 """What is kept of the simulator's own figures."""
 

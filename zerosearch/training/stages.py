@@ -11,7 +11,7 @@ from statistics import fmean
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.errors import UserError
 from zerosearch.evaluation.benchmark import run_benchmark, score_trajectory
-from zerosearch.evaluation.results import OWN, TRAINED, UNTRAINED, WARM_START, Scored, summarize
+from zerosearch.evaluation.results import CONTROLS, OWN, TRAINED, UNTRAINED, WARM_START, Scored, summarize
 from zerosearch.inference.models import load_tokenizer, release_memory
 from zerosearch.inference.packed import Tree
 from zerosearch.inference.supervised import SupervisedSettings, learn
@@ -358,7 +358,7 @@ def evaluate_run(source: str | Path, overrides: Sequence[str] = (), name: str = 
 
 
 def _evaluate(folder: RunFolder, recipe: Recipe, system: str) -> None:
-    taken = {REINFORCEMENT, DEMONSTRATIONS, *OWN} - {policy_name(folder)}
+    taken = {REINFORCEMENT, DEMONSTRATIONS, *OWN, *CONTROLS} - {policy_name(folder)}
     if system in taken:
         raise UserError(f"'{system}' is the name of something else in {folder.path}: give another --name")
     if not folder.has_room_for(system):
