@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_local_sampler import LONG_PROMPT, TOKENS, run
 
 from zerosearch.inference import kernels as compiled
+from zerosearch.inference.adapters import add_adapters
 from zerosearch.inference.cache import CacheAttention, Chunk, DenseMixing, KernelMixing, SlotCache
 from zerosearch.inference.decoder import rotate
 from zerosearch.inference.kernels import Kernels, kernels
@@ -212,25 +213,33 @@ def test_the_gradients_of_a_rotation(tokens: int, heads: int, width: int, dtype:
 
 
 @pytest.mark.parametrize("architecture", ["qwen2-untied", "qwen3"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("more", ["", "checkpointing", "adapters"])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 def test_a_model_learns_as_without_kernels(
-    architecture: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    architecture: str, more: str, dtype: torch.dtype, near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gradients() -> dict[str, torch.Tensor]:
+    def learned() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model = tiny.model(architecture)
-        if checkpointing:
+        if more == "checkpointing":
             model.gradient_checkpointing_enable()
+        if more == "adapters":
+            add_adapters(model, rank=4, alpha=8.0, seed=3)
         trees = [Tree(LONG_PROMPT, [Branch([5, 6, 7, first, 9], [True] * 5) for first in (8, 11)])]
-        score(model, trees).log_probs.sum().backward()
-        return {name: parameter.grad for name, parameter in model.named_parameters()}
+        log_probs = score(model, trees, dtype=dtype).log_probs
+        log_probs.sum().backward()
+        gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+        return log_probs.detach(), gradients
 
-    with_kernels = gradients()
+    log_probs, gradients = learned()
     kernels.cache_clear()
     monkeypatch.setenv("ZEROSEARCH_KERNELS", "0")
-    without = gradients()
+    expected, without = learned()
     kernels.cache_clear()
-    for name, expected in without.items():
-        torch.testing.assert_close(with_kernels[name], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(log_probs, expected, rtol=near, atol=near)
+    assert gradients.keys() == without.keys() and without
+    for name, slope in without.items():
+        size = float(slope.abs().max())
+        torch.testing.assert_close(gradients[name], slope, rtol=near, atol=2 * near * size)
 
 
 # Compiling

@@ -98,17 +98,18 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         """Return x + y (fp32), and that by the root of its mean square, times weight, in the kernels' dtype.
 
-        x is fp32, y of the kernels' dtype. With gradients.
+        x is fp32. With gradients.
         """
+        y_TI = None if y_TI is None else y_TI.to(self.dtype)
         return NormalisedSum.apply(x_TI, y_TI, weight_I, epsilon, self)
 
     def gated(self, gates_TF: Tensor, ups_TF: Tensor) -> Tensor:
         """Return silu(gates) * ups, with gradients."""
-        return Gated.apply(gates_TF, ups_TF, self)
+        return Gated.apply(gates_TF.to(self.dtype), ups_TF.to(self.dtype), self)
 
     def rotated(self, x_THD: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
         """Return the heads rotated, with gradients; cos and sin are fp32, of half a head's width."""
-        return Rotated.apply(x_THD, cos_TC, sin_TC, self)
+        return Rotated.apply(x_THD.to(self.dtype), cos_TC, sin_TC, self)
 
 
 class NormalisedSum(torch.autograd.Function):
