@@ -20,7 +20,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 .PHONY: help quickstart quickstart-seeds controls test test-ci test-slow test-verl test-integrations test-vllm lint format reference clean
 
 help:
-	@echo "make quickstart        train the embedded world (20 to 40 minutes on 2 cores)"
+	@echo "make quickstart        train the embedded world (15 to 40 minutes on 2 cores)"
 	@echo "make quickstart-seeds  the same for seeds 0, 1 and 2, and their mean"
 	@echo "make controls          what the runs in RUNS=\"$(RUNS)\" owe to searching"
 	@echo "make test              the tests"
