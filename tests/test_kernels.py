@@ -14,7 +14,7 @@ from test_local_sampler import LONG_PROMPT, TOKENS, run
 
 from zerosearch.inference import kernels as compiled
 from zerosearch.inference.adapters import add_adapters
-from zerosearch.inference.cache import CacheAttention, Chunk, DenseMixing, KernelMixing, SlotCache
+from zerosearch.inference.cache import CacheAttention, Chunk, DenseAttention, KernelAttention, SlotCache
 from zerosearch.inference.decoder import rotate
 from zerosearch.inference.kernels import Kernels, kernels
 from zerosearch.inference.local import LocalSampler
@@ -103,13 +103,16 @@ def test_attention_is_that_of_products_over_the_slots(
     count = sum(chunk.length for chunk in chunks)
     mixed = numbers(count, heads + 2 * groups, width, dtype=dtype, scale=1.0)
     results = []
-    for mixing in (KernelMixing, DenseMixing):
-        cache = SlotCache(config, 7, 96, dtype if mixing is KernelMixing else torch.float64, CPU)
+    for exact in (False, True):
+        cache = SlotCache(config, 7, 96, torch.float64 if exact else dtype, CPU)
         cache.reserve(96)
         for memory in (cache.keys[1], cache.values[1]):
             memory.copy_(numbers(*memory.shape, seed=1, scale=1.0).to(dtype))
+        attention = (
+            DenseAttention(cache, chunks) if exact else KernelAttention(made(width, share, dtype), cache, chunks)
+        )
         parts = (mixed[:, :heads], mixed[:, heads : heads + groups], mixed[:, heads + groups :])
-        found = mixing(cache, chunks)(1, *(part.to(cache.keys[1].dtype) for part in parts))
+        found = attention(1, *(part.to(cache.keys[1].dtype) for part in parts))
         results.append((found.reshape(count, heads, width), cache.keys[1], cache.values[1]))
     for found, expected in zip(*results, strict=True):
         assert_near(found, expected, dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zerosearch.inference.decoder import Attention, causal_mask, grouped_attention
-from zerosearch.inference.kernels import kernels
+from zerosearch.inference.kernels import Kernels, kernels
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -94,15 +94,17 @@ class CacheAttention:
         self.tokens = sum(chunk.length for chunk in single)
         device, dtype = cache.keys[0].device, cache.keys[0].dtype
         self.masks = [causal_mask(chunk.length, chunk.start, dtype, device) for chunk in self.long]
-        self.mix_single: Attention | None = None
+        self.single: Attention | None = None
         if single:
-            self.mix_single = KernelMixing(cache, single) if cache.kernels else DenseMixing(cache, single)
+            self.single = (
+                KernelAttention(cache.kernels, cache, single) if cache.kernels else DenseAttention(cache, single)
+            )
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
         parts = []
         count = self.tokens
-        if self.mix_single:
-            parts.append(self.mix_single(layer, queries_THD[:count], keys_TGD[:count], values_TGD[:count]))
+        if self.single:
+            parts.append(self.single(layer, queries_THD[:count], keys_TGD[:count], values_TGD[:count]))
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         for chunk, mask in zip(self.long, self.masks, strict=True):
             end = chunk.start + chunk.length
@@ -115,23 +117,22 @@ class CacheAttention:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-class KernelMixing:
+class KernelAttention:
     """Chunks of a single token and its draft, by the compiled kernel: it reads as much of a slot as is known."""
 
-    def __init__(self, cache: SlotCache, single: list[Chunk]):
-        self.cache = cache
+    def __init__(self, kernels: Kernels, cache: SlotCache, single: list[Chunk]):
+        self.kernels, self.cache = kernels, cache
         rows = accumulate((chunk.length for chunk in single), initial=0)
         self.chunks_C4 = torch.tensor(
             [[chunk.slot, row, chunk.start, chunk.length] for chunk, row in zip(single, rows, strict=False)]
         )
 
     def __call__(self, layer: int, queries_THD: Tensor, keys_TGD: Tensor, values_TGD: Tensor) -> Tensor:
-        assert self.cache.kernels
         memory = self.cache.keys[layer], self.cache.values[layer]
-        return self.cache.kernels.attend(queries_THD, keys_TGD, values_TGD, *memory, self.chunks_C4)
+        return self.kernels.attend(queries_THD, keys_TGD, values_TGD, *memory, self.chunks_C4)
 
 
-class DenseMixing:
+class DenseAttention:
     """Chunks of a single token and its draft, by two batched products over the slots' memory as it lies.
 
     Nothing is copied; a slot that takes no part is computed and thrown away. Where those are most, the memory of the

@@ -100,33 +100,33 @@ def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, 
     A model with gradient checkpointing enabled computes each layer again in the backward pass.
     """
     body = model.model
-    x = embedded(model, ids_T)
+    x = token_embeddings(model, ids_T)
     cos, sin = body.rotary_emb(x[None], positions_T[None])
-    between = Between(model, cos[0], sin[0], x.dtype)
+    pointwise = Pointwise(model, cos[0], sin[0], x.dtype)
 
     def through(layer: Any, index: int, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
         """more: what is still to be added to x, as in what is returned."""
         block, feed = layer.self_attn, layer.mlp
-        x, y = between.normalised(layer.input_layernorm, x, more)
+        x, y = pointwise.normalised(layer.input_layernorm, x, more)
         queries = block.q_proj(y).view(len(y), -1, block.head_dim)
         keys = block.k_proj(y).view(len(y), -1, block.head_dim)
         values = block.v_proj(y).view(len(y), -1, block.head_dim)
         if hasattr(block, "q_norm"):
             queries, keys = block.q_norm(queries), block.k_norm(keys)
         queries = queries * block.head_dim**-0.5
-        mixed = attention(index, between.rotated(queries), between.rotated(keys), values)
-        x, y = between.normalised(layer.post_attention_layernorm, x, block.o_proj(mixed.reshape(len(y), -1)))
-        return x, feed.down_proj(between.gated(feed.gate_proj(y), feed.up_proj(y)))
+        mixed = attention(index, pointwise.rotated(queries), pointwise.rotated(keys), values)
+        x, y = pointwise.normalised(layer.post_attention_layernorm, x, block.o_proj(mixed.reshape(len(y), -1)))
+        return x, feed.down_proj(pointwise.gated(feed.gate_proj(y), feed.up_proj(y)))
 
     again = torch.is_grad_enabled() and model.is_gradient_checkpointing
     more = None
     for index, layer in enumerate(body.layers):
         given = layer, index, x, more
         x, more = checkpoint(through, *given, use_reentrant=False) if again else through(*given)
-    return between.normalised(body.norm, x, more)[1]
+    return pointwise.normalised(body.norm, x, more)[1]
 
 
-def embedded(model: "PreTrainedModel", ids_T: Tensor) -> Tensor:
+def token_embeddings(model: "PreTrainedModel", ids_T: Tensor) -> Tensor:
     """The embeddings of the tokens (T, width).
 
     Where they are the output layer's weights, too, their gradient is sparse: it is added to that of all of those, and a
@@ -139,7 +139,7 @@ def embedded(model: "PreTrainedModel", ids_T: Tensor) -> Tensor:
     return table(ids_T)
 
 
-class Between:
+class Pointwise:
     """What lies between the products of a model, with gradients: compiled where there are `kernels` for it.
 
     Kernels are for weights in float32, whose products may be of another type.

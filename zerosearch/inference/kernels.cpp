@@ -73,7 +73,7 @@ inline void blocks(int64_t width, Call call) {
     if (i < width) call(i, width - i);
 }
 
-// e to the power of x, which is bounded to what a float can hold (Cephes's expf: within some two units in the last place).
+// e to the power of x, which is bounded to what a float can hold (Cephes's expf, to some two units in the last place).
 inline block exponential(block x) {
     const block zero = {};
     x = x < -87.0f ? zero - 87.0f : x;
@@ -144,7 +144,8 @@ inline float exponentials(float* x, int64_t width) {
     return total(powers);
 }
 
-const int TOGETHER = 16 / PARTS < 1 ? 1 : 16 / PARTS < SHARE ? 16 / PARTS : SHARE;  // heads whose sums stay in registers
+// Heads whose sums stay in registers.
+const int TOGETHER = 16 / PARTS < 1 ? 1 : 16 / PARTS < SHARE ? 16 / PARTS : SHARE;
 const int REST = SHARE % TOGETHER;
 
 const int AHEAD = 16;  // rows that are asked for before they are read
@@ -206,8 +207,8 @@ void mix(const NUMBER* queries, const NUMBER* keys, const NUMBER* values, NUMBER
 
 extern "C" {
 
-// sum = x + y, then out = sum by the root of its mean square, times weight, of each row; what it is multiplied with goes
-// to scales. y, weight and scales may be missing; sum may be x.
+// sum = x + y, then out = sum by the root of its mean square, times weight, of each row; the factor goes to scales.
+// y, weight and scales may be missing; sum may be x.
 void add_normalise(const float* x, const NUMBER* y, const float* weight, float* sum, NUMBER* out, float* scales,
                    int64_t rows, int64_t width, float epsilon) {
 #pragma omp parallel for schedule(static)
@@ -247,7 +248,7 @@ void add_normalise_backward(const float* sum, const float* scales, const float* 
             blocks(width, [&](int64_t i, int64_t count) {
                 block across = load(out_slope + first + i, count) * load(weight + i, count);
                 block found = scale * (across - along * load(sum + first + i, count));
-                if (slope) found += load(slope + first + i, count);
+                found += load(slope + first + i, count);
                 store(x_slope + first + i, found, count);
                 if (y_slope) store(y_slope + first + i, found, count);
             });
@@ -308,8 +309,8 @@ void rotate(NUMBER* x, const float* cos, const float* sin, int64_t rows, int64_t
 // Puts the keys and values of each chunk's tokens into its slot, and mixes the slot's values for each token's queries.
 //
 // Rows of tokens: queries (SHARE heads of each group), keys and values, each with its stride. Memory: key_slots and
-// value_slots (slots, groups, room, WIDTH). Chunks: slot, first row, first place in the slot, tokens. out: (rows, groups,
-// SHARE, WIDTH).
+// value_slots (slots, groups, room, WIDTH). Chunks: slot, first row, first place in the slot, tokens.
+// out: (rows, groups, SHARE, WIDTH).
 void attend(const NUMBER* queries, const NUMBER* keys, const NUMBER* values, int64_t query_stride, int64_t key_stride,
             int64_t value_stride, NUMBER* key_slots, NUMBER* value_slots, NUMBER* out, const int64_t (*chunks)[4],
             int64_t count, int64_t groups, int64_t room) {
@@ -325,16 +326,19 @@ void attend(const NUMBER* queries, const NUMBER* keys, const NUMBER* values, int
                 const int64_t row = chunk[1] + i, place = chunk[2] + i, length = place + 1;
                 NUMBER* known_keys = key_slots + slot;
                 NUMBER* known_values = value_slots + slot;
-                std::memcpy(known_keys + place * WIDTH, keys + row * key_stride + group * WIDTH, WIDTH * sizeof(NUMBER));
-                std::memcpy(known_values + place * WIDTH, values + row * value_stride + group * WIDTH, WIDTH * sizeof(NUMBER));
+                const NUMBER* key = keys + row * key_stride + group * WIDTH;
+                const NUMBER* value = values + row * value_stride + group * WIDTH;
+                std::memcpy(known_keys + place * WIDTH, key, WIDTH * sizeof(NUMBER));
+                std::memcpy(known_values + place * WIDTH, value, WIDTH * sizeof(NUMBER));
                 const NUMBER* asked = queries + row * query_stride + group * SHARE * WIDTH;
                 NUMBER* mixed = out + (row * groups + group) * SHARE * WIDTH;
-                for (int head = 0; head + TOGETHER <= SHARE; head += TOGETHER)
-                    mix<TOGETHER>(asked + head * WIDTH, known_keys, known_values, mixed + head * WIDTH, scores, length, stride);
-                if (REST) {
-                    const int head = SHARE - REST;
-                    mix<REST ? REST : 1>(asked + head * WIDTH, known_keys, known_values, mixed + head * WIDTH, scores, length, stride);
-                }
+                int head = 0;
+                for (; head + TOGETHER <= SHARE; head += TOGETHER)
+                    mix<TOGETHER>(asked + head * WIDTH, known_keys, known_values, mixed + head * WIDTH, scores, length,
+                                  stride);
+                if (REST)
+                    mix<REST ? REST : 1>(asked + head * WIDTH, known_keys, known_values, mixed + head * WIDTH, scores,
+                                         length, stride);
             }
         }
         delete[] scores;

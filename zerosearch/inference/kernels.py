@@ -40,7 +40,7 @@ class Kernels:
         self._loaded = ctypes.CDLL(str(library))
         self.width, self.share, self.dtype = width, share, dtype
 
-    def _call(self, name: str, *given: Tensor | int | float | None) -> None:
+    def call(self, name: str, *given: Tensor | int | float | None) -> None:
         """Tensors are handed on by their addresses."""
         values: list[object] = []
         for each in given:
@@ -55,20 +55,20 @@ class Kernels:
     def add_normalise(self, x_TI: Tensor, y_TI: Tensor | None, epsilon: float) -> Tensor:
         """Add y to x, which is fp32, in place; return x by the root of its mean square, in the kernels' dtype."""
         found = torch.empty(x_TI.shape, dtype=self.dtype)
-        self._call("add_normalise", x_TI, y_TI, None, x_TI, found, None, *x_TI.shape, epsilon)
+        self.call("add_normalise", x_TI, y_TI, None, x_TI, found, None, *x_TI.shape, epsilon)
         return found
 
     def gate(self, gates_ups_TF: Tensor) -> Tensor:
         """Return silu(gates) * ups, of shape (T, F / 2)."""
         tokens, both = gates_ups_TF.shape
         found = torch.empty(tokens, both // 2, dtype=self.dtype)
-        self._call("gate", gates_ups_TF, gates_ups_TF[:, both // 2 :], found, tokens, both // 2, both)
+        self.call("gate", gates_ups_TF, gates_ups_TF[:, both // 2 :], found, tokens, both // 2, both)
         return found
 
     def rotate(self, x_TND: Tensor, turned: int, cos_TC: Tensor, sin_TC: Tensor) -> None:
         """Rotate the first heads of each row in place; cos and sin are fp32, of half a head's width."""
         tokens, heads, _ = x_TND.shape
-        self._call("rotate", x_TND, cos_TC, sin_TC, tokens, heads, turned)
+        self.call("rotate", x_TND, cos_TC, sin_TC, tokens, heads, turned)
 
     def attend(
         self,
@@ -90,7 +90,7 @@ class Kernels:
         rows = (queries_THD, keys_TGD, values_TGD)
         strides = [each.stride(0) for each in rows]
         memory = (key_slots_SGLD, value_slots_SGLD)
-        self._call("attend", *rows, *strides, *memory, found, chunks_C4, len(chunks_C4), groups, room)
+        self.call("attend", *rows, *strides, *memory, found, chunks_C4, len(chunks_C4), groups, room)
         return found
 
     def normalised_sum(
@@ -123,7 +123,7 @@ class NormalisedSum(torch.autograd.Function):
         sum_TI = x_TI if y_TI is None else torch.empty_like(x_TI)
         found_TI, scales_T = torch.empty(x_TI.shape, dtype=kernels.dtype), torch.empty(tokens)
         weight_I = weight_I.float()
-        kernels._call("add_normalise", x_TI, y_TI, weight_I, sum_TI, found_TI, scales_T, tokens, width, epsilon)
+        kernels.call("add_normalise", x_TI, y_TI, weight_I, sum_TI, found_TI, scales_T, tokens, width, epsilon)
         ctx.kernels, ctx.added = kernels, y_TI is not None
         ctx.save_for_backward(sum_TI, scales_T, weight_I)
         return (sum_TI if ctx.added else x_TI.view_as(x_TI)), found_TI
@@ -135,7 +135,7 @@ class NormalisedSum(torch.autograd.Function):
         x_slope_TI, weight_slope_I = torch.empty_like(sum_TI), torch.empty_like(weight_I)
         y_slope_TI = torch.empty_like(found_slope_TI) if ctx.added else None
         slopes = (slope_TI, found_slope_TI, x_slope_TI, y_slope_TI, weight_slope_I)
-        ctx.kernels._call("add_normalise_backward", sum_TI, scales_T, weight_I, *slopes, *sum_TI.shape)
+        ctx.kernels.call("add_normalise_backward", sum_TI, scales_T, weight_I, *slopes, *sum_TI.shape)
         return x_slope_TI, y_slope_TI, weight_slope_I, None, None
 
 
@@ -147,7 +147,7 @@ class Gated(torch.autograd.Function):
         gates_TF, ups_TF = gates_TF.contiguous(), ups_TF.contiguous()
         found_TF = torch.empty_like(gates_TF)
         tokens, width = gates_TF.shape
-        kernels._call("gate", gates_TF, ups_TF, found_TF, tokens, width, width)
+        kernels.call("gate", gates_TF, ups_TF, found_TF, tokens, width, width)
         ctx.kernels = kernels
         ctx.save_for_backward(gates_TF, ups_TF)
         return found_TF
@@ -156,7 +156,7 @@ class Gated(torch.autograd.Function):
     def backward(ctx: Any, slope_TF: Tensor) -> tuple[Tensor | None, ...]:
         gates_TF, ups_TF = ctx.saved_tensors
         slopes = torch.empty_like(gates_TF), torch.empty_like(ups_TF)
-        ctx.kernels._call("gate_backward", gates_TF, ups_TF, slope_TF.contiguous(), *slopes, *gates_TF.shape)
+        ctx.kernels.call("gate_backward", gates_TF, ups_TF, slope_TF.contiguous(), *slopes, *gates_TF.shape)
         return *slopes, None
 
 
