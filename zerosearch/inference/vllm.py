@@ -130,7 +130,9 @@ class VllmSampler:
     def step(self) -> list[tuple[Active, StopReason]]:
         self._abort([number for number, active in self._active.items() if active.future.cancelled()])
         finished: dict[str, tuple[Active, StopReason]] = {}
-        for output in self._engine.step():
+        with torch.random.fork_rng(devices=[]):  # on CPU, vLLM draws for requests of their own seed from torch's, too
+            outputs = self._engine.step()
+        for output in outputs:
             active, written = self._active[output.request_id], output.outputs[0]
             for token, log_probs in zip(written.token_ids, written.logprobs, strict=True):
                 active.sampled.append(token)
