@@ -14,7 +14,9 @@ ELSEWHERE := test_verl_*.py test_vllm.py test_integrations_openenv.py test_integ
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 	$$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && break; done)
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt $(PIP_ARGS)
+# Python compiles what it imports; to compile all that is installed takes longer than to install it.
+PIP = -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL = $(BIN)/python $(PIP) -c constraints/cpu.txt $(PIP_ARGS)
 
 .DELETE_ON_ERROR:
 .PHONY: help quickstart quickstart-seeds controls test test-ci test-slow test-verl test-integrations test-vllm lint format reference clean
@@ -95,7 +97,7 @@ $(VENV)/.dev: pyproject.toml constraints/cpu.txt | $(BIN)/python
 # For an adapter whose framework goes with nothing else here.
 $(VENV)-%/.made: pyproject.toml constraints/%.txt | $(BIN)/python
 	$(BIN)/python -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/$*.txt $(PIP_ARGS) \
+	$(@D)/bin/python $(PIP) -c constraints/$*.txt $(PIP_ARGS) \
 		-e '.[$*]' hypothesis pytest pytest-timeout
 	@touch $@
 

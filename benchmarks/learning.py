@@ -3,7 +3,8 @@
 `python benchmarks/learning.py` trains every algorithm from the same warm start with the same questions and as many
 steps, then the two with the highest F1 from two more warm starts, which makes a table of its own: 3 warm starts and 15
 trainings on a short budget, an hour or more on 2 cores. It writes curves.png and table.md, and goes on where it was
-broken off.
+broken off. With `--verl` it trains by GRPO twice instead, here and on verl (on CPU), from the same warm start, and
+writes trainers.png and trainers.md.
 
 All learn at the recipe's rate, and the recipe sets the coefficient of the divergence, to 0, for all: RLOO, REINFORCE++
 and PPO are compared without the pull towards the reference that is a part of them.
@@ -42,6 +43,9 @@ ALGORITHMS: dict[str, list[str]] = {
     "gspo": ["algorithm.type=gspo"],
     "ppo": ["algorithm.type=ppo", "algorithm.critic.warmup_steps=1"],
 }
+ON_VERL = "grpo on verl"
+VERL = ["trainer=verl", "verl.device=cpu", "verl.rollout=local", "verl.workers=1"]
+TRAININGS = ALGORITHMS | {ON_VERL: [*ALGORITHMS["grpo"], *VERL]}
 COLUMNS = (
     *("algorithm", "seeds", "reward, first half", "second half"),
     *("F1 before", "F1 after", "gain"),
@@ -69,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     parser.add_argument("--algorithm", action="append", choices=ALGORITHMS, help="again for each; default: all")
+    parser.add_argument("--verl", action="store_true", help="compare the local trainer with verl")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -76,11 +81,19 @@ def main() -> None:
     )
     given = parser.parse_args()
     bench = Bench(given.out, given.overrides)
+    if given.verl:
+        found = [bench.learned(name, [0]) for name in ("grpo", ON_VERL)]
+        show(found, table_of(found), given.out / "trainers.md", given.out / "trainers.png")
+        return
     found = [bench.learned(name, [0]) for name in given.algorithm or ALGORITHMS]
     best = sorted(found, key=lambda each: each.after.f1)[-2:]
     table = "\n".join([table_of(found), table_of([bench.learned(each.name, [0, 1, 2]) for each in best])])
-    (given.out / "table.md").write_text(table)
-    draw(found, given.out / "curves.png")
+    show(found, table, given.out / "table.md", given.out / "curves.png")
+
+
+def show(found: Sequence[Learned], table: str, written: Path, drawn: Path) -> None:
+    written.write_text(table)
+    draw(found, drawn)
     print(table)
 
 
@@ -99,7 +112,7 @@ class Bench:
                 seed,
                 f"model.name={start.checkpoints / 'warm-start'}",
                 "warm_start.enabled=false",
-                *ALGORITHMS[name],
+                *TRAININGS[name],
             )
             for seed, start in zip(seeds, starts, strict=True)
         ]
@@ -142,7 +155,7 @@ def table_of(learned: Sequence[Learned]) -> str:
 
 def draw(learned: Sequence[Learned], path: Path) -> None:
     """Draw the smoothed reward over the steps, a panel for each algorithm, the others faint behind it."""
-    columns = 3
+    columns = min(3, len(learned))
     rows = -(-len(learned) // columns)
     with rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.2 + 1.9 * rows), dpi=DOTS_PER_INCH, layout="constrained")

@@ -4,7 +4,8 @@
 changes one thing at a time, and takes one update on each batch (unless there is `--sampling-only`; then the plots show
 no update). Policy tokens divided by wall time, prefill of pages included; memory is what the process takes at most
 beyond weights and optimiser. `small` is the embedded model (135M), `large` a Qwen2 of the shape of Qwen2.5-0.5B with
-random weights. Writes the figures and the plots beside each other (`--out`), and prints a table in Markdown.
+random weights. Writes the figures and the plots beside each other (`--out`), and prints a table in Markdown; what is
+written there of a model that is not measured again stays.
 """
 
 import argparse
@@ -75,7 +76,8 @@ def main() -> None:
         for row in measure(given):
             print(json.dumps(row), flush=True)
         return
-    rows: list[dict[str, Any]] = []
+    earlier = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    rows: list[dict[str, Any]] = [row for row in earlier if row["model"] not in given.models]
     for model in given.models:
         command = [sys.executable, *sys.argv, "--measure", model]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's `mallopt`."""
+NEVER = -1
+"""Parameters of glibc's `mallopt`, and a threshold that nothing reaches."""
 
 PRODUCTS = 128
 """An update needs some twenty, a step of sampling five. oneDNN's own 1,024 fill with lengths that do not come again: 16
@@ -74,17 +75,19 @@ def _drop_nothing(config: "PretrainedConfig") -> None:
 
 
 def arrange_memory() -> None:
-    """Let the C library keep what is freed for the next tensors, and oneDNN the code of `PRODUCTS` at most.
+    """Let the C library keep what is freed for the next tensors, PyTorch ask for large pages (which many systems give to
+    those who ask), and oneDNN keep the code of `PRODUCTS` at most.
 
-    The C library would give each large block back to the system and ask for it again, and every page of 4 KiB that
-    comes back is filled with zeros first. `release_memory` gives back what was kept. oneDNN has a product's code for
-    each number of rows; it reads the limit when it makes its first product.
+    The C library would give each large block back to the system and ask for it again, and every page that comes back
+    is filled with zeros first. `release_memory` gives back what was kept. oneDNN has a product's code for each number
+    of rows. All of them read their settings at the first tensor or product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRODUCTS))
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         libc = ctypes.CDLL("libc.so.6")
-        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            libc.mallopt(parameter, 1 << 30)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
 def release_memory() -> None:

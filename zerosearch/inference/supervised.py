@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from zerosearch.inference.gradient import limit_gradient
 from zerosearch.inference.packed import Tree, micro_batches, score
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def learn(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
         loss = _add_gradient(model, batch, settings)
-        torch.nn.utils.clip_grad_norm_(learned, settings.max_grad_norm)
+        limit_gradient(learned, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if share >= 1 - settings.average:

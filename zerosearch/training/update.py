@@ -7,8 +7,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from zerosearch.inference.gradient import limit_gradient
 from zerosearch.inference.packed import Tree, score
 from zerosearch.training.critic import Critic
 from zerosearch.training.experience import Experience
@@ -111,7 +112,7 @@ def _descend(
                 extremes += found.ratios
                 seen += experience.tokens
             if batch:
-                norms.append(nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm).item())
+                norms.append(limit_gradient(model.parameters(), training.max_grad_norm))
                 if math.isfinite(norms[-1]):
                     optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
