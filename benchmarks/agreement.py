@@ -17,7 +17,7 @@ import torch
 from recorded import Recorded, recorded
 
 from zerosearch.inference.local import BatchSampler, LocalSampler
-from zerosearch.inference.models import arrange_memory, load_model, load_tokenizer
+from zerosearch.inference.models import load_model, load_tokenizer
 from zerosearch.inference.plain import PlainSampler
 from zerosearch.inference.sampler import Sample, SamplingRequest
 
@@ -29,7 +29,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     given = parser.parse_args()
-    arrange_memory()
     tokenizer, model = load_tokenizer(given.model), load_model(given.model)
     asked = requests(recorded(tokenizer, given.episodes))
     print(f"torch {version('torch')}, transformers {version('transformers')}, {torch.get_num_threads()} threads")

@@ -15,7 +15,7 @@ from overlap import found
 from scaling import Work, groups
 
 from zerosearch.inference.local import LocalSampler
-from zerosearch.inference.models import arrange_memory, compute_dtype, load_model, load_tokenizer
+from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
 from zerosearch.training.ahead import Rollout, Rollouts
 from zerosearch.training.learner import Learner
 from zerosearch.training.recipe_file import load_recipe
@@ -28,7 +28,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    arrange_memory()
     dtype, work = compute_dtype("auto"), Work(given.episodes)
     policy = load_model(given.model)
     sampler = LocalSampler(policy, load_tokenizer(given.model), min(work.batch, 64), work.length, dtype=dtype)

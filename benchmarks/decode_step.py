@@ -24,7 +24,7 @@ from zerosearch.inference import local
 from zerosearch.inference.cache import CacheAttention, Chunk, SlotCache
 from zerosearch.inference.decoder import hidden_states
 from zerosearch.inference.layout import Layout
-from zerosearch.inference.models import arrange_memory, compute_dtype, load_model, load_tokenizer
+from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
 from zerosearch.inference.sampler import SamplingRequest
 
 
@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--compile", action="store_true", help="measure the compiled layout, too")
     given = parser.parse_args()
-    arrange_memory()
     dtype = compute_dtype("auto")
     model = load_model(given.model)
     layout = Layout(model, dtype)

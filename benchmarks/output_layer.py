@@ -16,7 +16,7 @@ from measuring import by_turns, table
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from zerosearch.inference.models import arrange_memory, compute_dtype, load_model
+from zerosearch.inference.models import compute_dtype, load_model
 from zerosearch.inference.packed import SelectiveLogSoftmax
 
 
@@ -27,7 +27,6 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    arrange_memory()
     dtype, model = compute_dtype("auto"), load_model(given.model)
     hidden_WI = torch.randn(given.tokens, model.config.hidden_size)
     targets_W = torch.randint(model.config.vocab_size, (given.tokens,))

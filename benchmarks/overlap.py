@@ -20,7 +20,7 @@ from measuring import by_turns, table
 from recorded import Recorded, recorded
 
 from zerosearch.inference.local import LocalSampler
-from zerosearch.inference.models import arrange_memory, compute_dtype, load_model, load_tokenizer
+from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
 from zerosearch.inference.sampler import SamplingRequest
 
 MEDIAN, P95 = 1.0, 5.0
@@ -34,7 +34,6 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    arrange_memory()
     dtype = compute_dtype("auto")
     tokenizer = load_tokenizer(given.model)
     episodes = uneven(recorded(tokenizer, given.episodes))

@@ -29,7 +29,7 @@ from transformers import GenerationConfig
 from zerosearch.inference.cache import Chunk
 from zerosearch.inference.drafts import Drafts
 from zerosearch.inference.local import Active, LocalSampler
-from zerosearch.inference.models import arrange_memory, compute_dtype, load_model, load_tokenizer
+from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer
 from zerosearch.inference.sampler import SamplingRequest
 
 
@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a run folder whose last step's episodes are taken")
     parser.add_argument("--vllm", action="store_true", help="measure vLLM, too")
     given = parser.parse_args()
-    arrange_memory()
     dtype = compute_dtype("auto")
     tokenizer = load_tokenizer(given.model)
     episodes = recorded_in(given.run) if given.run else recorded(tokenizer, given.episodes)

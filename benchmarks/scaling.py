@@ -29,7 +29,7 @@ from measuring import begin_peak, peak
 from zerosearch.agent.trajectory import Segment, Trajectory
 from zerosearch.data import Question
 from zerosearch.inference.local import LocalSampler
-from zerosearch.inference.models import arrange_memory, compute_dtype, load_model, load_tokenizer, release_memory
+from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer, release_memory
 from zerosearch.inference.sampler import SamplingRequest
 from zerosearch.training.learner import Learner
 from zerosearch.training.recipe_file import load_recipe
@@ -97,7 +97,6 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for each axis and value; work that lies on several axes is measured once."""
-    arrange_memory()
     dtype, tokenizer = compute_dtype("auto"), load_tokenizer("embedded")
     model = load_model("embedded") if given.measure == "small" else large_model()
     chosen = ["algorithm.type=grpo", "algorithm.mini_batches=1", "training.temperature=1", "algorithm.kl_coefficient=0"]

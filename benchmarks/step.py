@@ -29,7 +29,7 @@ from recorded import Script, scripts
 from zerosearch.agent.trajectory import Search, Segment, Trajectory
 from zerosearch.data.world import build_world
 from zerosearch.inference.embedded import cache_folder, resolve_model
-from zerosearch.inference.models import arrange_memory, compute_dtype, load_model, load_tokenizer, release_memory
+from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer, release_memory
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import SearchRequest
 
@@ -151,7 +151,6 @@ def ours(given: argparse.Namespace) -> tuple[str, Run]:
     from zerosearch.training.recipe_file import load_recipe
     from zerosearch.training.rollout import Group
 
-    arrange_memory()
     dtype, tokenizer = compute_dtype("auto"), load_tokenizer(given.model)
     chosen = ["algorithm.type=grpo", "algorithm.mini_batches=1", "training.temperature=1", "training.warmup_steps=0"]
     recipe = load_recipe("world", [*chosen, "training.learning_rate=1e-6"])

@@ -22,7 +22,7 @@ from measuring import begin_peak, peak
 from recorded import groups_of_four, of_last_step
 
 from zerosearch.agent.trajectory import Trajectory
-from zerosearch.inference.models import arrange_memory, compute_dtype, load_model, load_tokenizer, release_memory
+from zerosearch.inference.models import compute_dtype, load_model, load_tokenizer, release_memory
 from zerosearch.training.lessons import episodes_of, judged, lessons
 from zerosearch.training.recipe_file import load_recipe
 from zerosearch.training.rollout import Group
@@ -67,7 +67,6 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> dict[str, float]:
     """One system's second update; the first one makes the optimiser's state."""
-    arrange_memory()
     dtype = compute_dtype("auto")
     recipe = load_recipe("world", ["algorithm.mini_batches=1"])
     groups = read_groups(given)

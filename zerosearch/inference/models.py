@@ -45,11 +45,12 @@ def compute_dtype(name: DTypeName) -> torch.dtype:
 
 def load_model(name: str) -> "PreTrainedModel":
     """Load a causal language model by name (`embedded`, a folder or a hub id), in float32, without dropout, on
-    `device()`.
+    `device()`, after `arrange_memory`.
 
     Raises:
         UserError: there is no such model, it is no causal language model, or a package that it needs is missing.
     """
+    arrange_memory()
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -75,8 +76,8 @@ def _drop_nothing(config: "PretrainedConfig") -> None:
 
 
 def arrange_memory() -> None:
-    """Let the C library keep what is freed for the next tensors, PyTorch ask for large pages (which many systems give to
-    those who ask), and oneDNN keep the code of `PRODUCTS` at most.
+    """Let the C library keep what is freed for the next tensors, PyTorch ask for large pages (many systems give them to
+    who asks), and oneDNN keep the code of `PRODUCTS` at most.
 
     The C library would give each large block back to the system and ask for it again, and every page that comes back
     is filled with zeros first. `release_memory` gives back what was kept. oneDNN has a product's code for each number

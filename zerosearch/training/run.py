@@ -18,7 +18,6 @@ from zerosearch.errors import RunError, UserError
 from zerosearch.inference.decoder import unknown
 from zerosearch.inference.local import BatchSampler, Lane
 from zerosearch.inference.models import (
-    arrange_memory,
     compute_dtype,
     device,
     load_model,
@@ -110,7 +109,6 @@ class Run:
         training = self.recipe.training
         check_device(self.recipe)
         check_engines(self.recipe)
-        arrange_memory()
         torch.set_num_threads(training.threads or torch.get_num_threads())
         torch.use_deterministic_algorithms(training.deterministic)
         self.lane = Lane()
