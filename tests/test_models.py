@@ -85,3 +85,27 @@ def test_the_code_of_products_that_do_not_come_again_is_forgotten() -> None:
     created = [text for text in ended.stdout.splitlines() if "create:" in text]
     assert "cache_hit" in created[-2], "the latest is kept"
     assert "cache_miss" in created[-1], "the first is not"
+
+
+LARGE_PAGES = """
+import sys
+from pathlib import Path
+
+import torch
+from zerosearch.inference.models import load_model
+
+load_model(sys.argv[1])
+held = torch.ones(2**24)
+figures = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+print(int(figures["AnonHugePages"].split()[0]))
+"""
+ASKED_FOR = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not ASKED_FOR.exists() or "[never]" in ASKED_FOR.read_text(), reason="this system has no large pages for tensors"
+)
+def test_after_a_model_is_loaded_tensors_lie_in_large_pages(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", LARGE_PAGES, str(tiny.folder(tmp_path / "model"))]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
+    assert int(ended.stdout) > 32 * 1024, "KiB, of a tensor of 64 MiB"
