@@ -228,7 +228,9 @@ def _ray_nodes() -> list[dict[str, float]]:
         raise RunError(f"{where} gave no answer within {RAY_SECONDS} s: see `ray status` on its head") from None
     except subprocess.CalledProcessError as error:
         last = [line for line in error.stderr.splitlines() if line.strip()][-1:]
-        raise RunError(f"{where} cannot be reached ({''.join(last)}): start it, or unset RAY_ADDRESS") from None
+        guarded = "; if it asks for a token, set RAY_AUTH_MODE=token" if "AuthToken" in error.stderr else ""
+        advice = f"start it, or unset RAY_ADDRESS{guarded}"
+        raise RunError(f"{where} cannot be reached ({''.join(last)}): {advice}") from None
     nodes: list[dict[str, float]] = json.loads(said.strip().splitlines()[-1])
     return nodes
 

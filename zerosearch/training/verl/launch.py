@@ -44,6 +44,9 @@ from zerosearch.training.verl.process import Program, ended_as_interrupted
 from zerosearch.training.verl.translate import hydra_arguments, translate
 
 PLUGIN = "zerosearch.training.verl.plugin"
+ON_CPU = {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
+RESOURCES = ("num_cpus", "num_gpus", "object_store_memory")
+"""What a new Ray may be told that it has; one that is there already knows."""
 LOOK_SECONDS = 0.5
 """Seconds between two looks at the program."""
 NAMES = {
@@ -140,7 +143,7 @@ def reinforce(recipe: Recipe, folder: RunFolder, display: Display) -> None:
     for old in (files.metrics, log):
         old.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="zs-", ignore_cleanup_errors=True) as scratch:
-        keys = translate(recipe, files) | of_this_machine(files, scratch) | tests(done, recipe.training.steps)
+        keys = translate(recipe, files) | of_this_machine(recipe, files, scratch) | tests(done, recipe.training.steps)
         command = [sys.executable, "-m", "verl.trainer.main_ppo", *hydra_arguments(keys)]
         program = Program(command, environment(recipe, files), log)
         try:
@@ -182,18 +185,22 @@ def agent_yaml(files: Files) -> str:
     return json.dumps([{"name": "zerosearch", "_target_": target, **given}]) + "\n"
 
 
-def of_this_machine(files: Files, scratch: str) -> dict[str, object]:
+def of_this_machine(recipe: Recipe, files: Files, scratch: str) -> dict[str, object]:
     """What does not belong to the recipe: where Ray, hydra and verl's log of figures keep their files.
 
-    A cluster that is there already (RAY_ADDRESS) has its own place, and processes that inherit nothing from here: they
-    are told where the figures are to be written.
+    A cluster that is there already (RAY_ADDRESS) has its own place and resources, and processes that inherit nothing
+    from here: they are told where the figures are to be written, and whether they are on CPU.
     """
     keys: dict[str, object] = {
         "hydra.run.dir": str(files.agent.parent),
         "hydra.output_subdir": None,
         f"ray_kwargs.ray_init.runtime_env.env_vars.{FIGURES}": str(files.metrics),
     }
-    return keys if "RAY_ADDRESS" in os.environ else keys | {"ray_kwargs.ray_init._temp_dir": scratch}
+    if recipe.verl.device == "cpu":
+        keys |= {f"ray_kwargs.ray_init.runtime_env.env_vars.{name}": value for name, value in ON_CPU.items()}
+    if "RAY_ADDRESS" in os.environ:
+        return keys | {f"ray_kwargs.ray_init.{name}": None for name in RESOURCES}
+    return keys | {"ray_kwargs.ray_init._temp_dir": scratch}
 
 
 def tests(done: int, steps: int) -> dict[str, object]:
@@ -215,7 +222,7 @@ def environment(recipe: Recipe, files: Files) -> dict[str, str]:
         "HYDRA_FULL_ERROR": "1",
     }
     if recipe.verl.device == "cpu":
-        given |= {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
+        given |= ON_CPU
         given.setdefault("OMP_NUM_THREADS", "1")
     return given
 
