@@ -43,9 +43,10 @@ ALGORITHMS: dict[str, list[str]] = {
     "gspo": ["algorithm.type=gspo"],
     "ppo": ["algorithm.type=ppo", "algorithm.critic.warmup_steps=1"],
 }
-ON_VERL = "grpo on verl"
-VERL = ["trainer=verl", "verl.device=cpu", "verl.rollout=local", "verl.workers=1"]
-TRAININGS = ALGORITHMS | {ON_VERL: [*ALGORITHMS["grpo"], *VERL]}
+TRAINERS: dict[str, list[str]] = {
+    "grpo": ALGORITHMS["grpo"],
+    "grpo on verl": [*ALGORITHMS["grpo"], "trainer=verl", "verl.device=cpu", "verl.rollout=local", "verl.workers=1"],
+}
 COLUMNS = (
     *("algorithm", "seeds", "reward, first half", "second half"),
     *("F1 before", "F1 after", "gain"),
@@ -72,8 +73,9 @@ class Learned:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--algorithm", action="append", choices=ALGORITHMS, help="again for each; default: all")
-    parser.add_argument("--verl", action="store_true", help="compare the local trainer with verl")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument("--algorithm", action="append", choices=ALGORITHMS, help="again for each; default: all")
+    trained.add_argument("--verl", action="store_true", help="GRPO, by the local trainer and on verl")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -82,7 +84,7 @@ def main() -> None:
     given = parser.parse_args()
     bench = Bench(given.out, given.overrides)
     if given.verl:
-        found = [bench.learned(name, [0]) for name in ("grpo", ON_VERL)]
+        found = [bench.learned(name, [0]) for name in TRAINERS]
         show(found, table_of(found), given.out / "trainers.md", given.out / "trainers.png")
         return
     found = [bench.learned(name, [0]) for name in given.algorithm or ALGORITHMS]
@@ -112,7 +114,7 @@ class Bench:
                 seed,
                 f"model.name={start.checkpoints / 'warm-start'}",
                 "warm_start.enabled=false",
-                *TRAININGS[name],
+                *(ALGORITHMS | TRAINERS)[name],
             )
             for seed, start in zip(seeds, starts, strict=True)
         ]

@@ -1,5 +1,6 @@
 """The benchmarks run, with a model of two layers, and print what they promise."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -109,6 +110,25 @@ def test_scaling_measures_sampling_and_update_and_plots_both(monkeypatch: pytest
     assert "| small | episodes at once | 2 |" in script.table_of(rows)
     script.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size
+
+
+def test_scaling_keeps_what_it_does_not_measure_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+) -> None:
+    out = tmp_path / "scaling.json"
+    monkeypatch.setenv("ZEROSEARCH_MODEL", str(model))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    few = ["--models", "small", "--batch", "2", "--turns", "0", "--page", "0", "--base", "2", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks" / "scaling.py"), *few, "--out", str(out)])
+    script = load_script("benchmarks/scaling.py")
+    script.main()
+    written = json.loads(out.read_text())
+    large = [{**row, "model": "large"} for row in written["rows"]]
+    out.write_text(json.dumps({**written, "rows": [*written["rows"], *large]}))
+    script.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [row for row in rows if row["model"] == "large"] == large
+    assert len(rows) == 2 * len(large)
 
 
 def test_a_worker_that_says_nothing_ends_the_benchmark(tmp_path: Path) -> None:

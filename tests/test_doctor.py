@@ -136,7 +136,14 @@ def test_too_few_cores_for_verls_processes_are_a_problem(monkeypatch: pytest.Mon
         assert findings(*ALONE, recipe="one-gpu")["CPU cores"].state == state
 
 
-@pytest.mark.parametrize(("asked", "said"), [("import time; time.sleep(60)", "within 1 s"), ("1 / 0", "division")])
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("import time; time.sleep(60)", "within 1 s"),
+        ("1 / 0", "division"),
+        ("raise SystemExit('InvalidAuthToken')", "if it asks for a token, set RAY_AUTH_MODE=token"),
+    ],
+)
 def test_a_cluster_that_does_not_answer_holds_nothing_up(
     asked: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,3 +58,17 @@ def test_two_algorithms_are_trained_from_three_seeds_each_and_again_takes_no_tim
     rows = [line.split(" | ")[:2] for line in table.splitlines() if line.startswith(("| ppo", "| reinforce"))]
     assert sorted(rows) == [["| ppo", "1"], ["| ppo", "3"], ["| reinforce", "1"], ["| reinforce", "3"]]
     assert done.stdout.strip() == table.strip() and (tmp_path / "out" / "curves.png").stat().st_size
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_grpo_is_trained_here_and_on_verl(model: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "ZEROSEARCH_MODEL": str(model), "PYTHONPATH": str(SCRIPT.parents[1])}
+    given = ["--out", "out", "--verl", *SMALL, "training.threads=0"]
+    command = [sys.executable, SCRIPT, *given]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ")[:2] for line in done.stdout.splitlines() if line.startswith("| grpo")]
+    assert sorted(rows) == [["| grpo", "1"], ["| grpo on verl", "1"]]
+    assert done.stdout.strip().endswith((tmp_path / "out" / "trainers.md").read_text().strip())
+    assert (tmp_path / "out" / "trainers.png").stat().st_size

@@ -12,7 +12,9 @@ import pytest
 from verl_runs import acting, recipe
 from whole_runs import rows, trajectories
 
-from zerosearch.training.verl.launch import train
+from zerosearch.training.verl.files import Files
+from zerosearch.training.verl.launch import of_this_machine, train
+from zerosearch.training.verl.translate import translate
 
 RAY = Path(sys.executable).with_name("ray")
 STARTING = 60
@@ -41,6 +43,18 @@ def cluster(log: Path) -> Iterator[str]:
 
 def stands(address: str) -> bool:
     return not subprocess.run([RAY, "status", f"--address={address}"], capture_output=True, timeout=60).returncode
+
+
+def test_only_a_new_ray_is_told_what_it_has(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, files = recipe(model, tmp_path), Files.of(tmp_path)
+    prefix = "ray_kwargs.ray_init."
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    alone = translate(made, files) | of_this_machine(made, files, "scratch")
+    assert alone[f"{prefix}num_gpus"] == 1 and alone[f"{prefix}_temp_dir"] == "scratch"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    joined = translate(made, files) | of_this_machine(made, files, "scratch")
+    assert joined[f"{prefix}num_cpus"] is joined[f"{prefix}num_gpus"] is joined[f"{prefix}object_store_memory"] is None
+    assert f"{prefix}_temp_dir" not in joined and joined[f"{prefix}runtime_env.env_vars.VERL_PLATFORM"] == "cpu"
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ from zerosearch.training.verl.translate import hydra_arguments, translate
 
 PLUGIN = "zerosearch.training.verl.plugin"
 ON_CPU = {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
+"""Variables of verl's processes where there is no GPU; `plugin` reads the first."""
 RESOURCES = ("num_cpus", "num_gpus", "object_store_memory")
 """What a new Ray may be told that it has; one that is there already knows."""
 LOOK_SECONDS = 0.5
@@ -196,11 +197,11 @@ def of_this_machine(recipe: Recipe, files: Files, scratch: str) -> dict[str, obj
         "hydra.output_subdir": None,
         f"ray_kwargs.ray_init.runtime_env.env_vars.{FIGURES}": str(files.metrics),
     }
+    if "RAY_ADDRESS" not in os.environ:
+        return keys | {"ray_kwargs.ray_init._temp_dir": scratch}
     if recipe.verl.device == "cpu":
         keys |= {f"ray_kwargs.ray_init.runtime_env.env_vars.{name}": value for name, value in ON_CPU.items()}
-    if "RAY_ADDRESS" in os.environ:
-        return keys | {f"ray_kwargs.ray_init.{name}": None for name in RESOURCES}
-    return keys | {"ray_kwargs.ray_init._temp_dir": scratch}
+    return keys | {f"ray_kwargs.ray_init.{name}": None for name in RESOURCES}
 
 
 def tests(done: int, steps: int) -> dict[str, object]:
