@@ -14,7 +14,9 @@ ELSEWHERE := test_verl_*.py test_vllm.py test_integrations_openenv.py test_integ
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for each in python3.11 python3.12 python3 python; do \
 	$$each -c '$(SUPPORTED)' 2>/dev/null && echo $$each && break; done)
-# Python compiles what it imports; to compile all that is installed takes longer than to install it.
+# To compile all that is installed takes longer than to install it: Python compiles what it imports, once if it may
+# keep that.
+unexport PYTHONDONTWRITEBYTECODE
 PIP = -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALL = $(BIN)/python $(PIP) -c constraints/cpu.txt $(PIP_ARGS)
 
