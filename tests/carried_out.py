@@ -243,7 +243,7 @@ def tuned(recipe: Recipe, patch: Patch, folder: Path) -> Any:
     patch.setattr(stages, "collect_pages", collect_pages)
     patch.setattr(stages, "page_example", lambda page, template: page)
     patch.setattr(stages, "load_tokenizer", lambda name: None)
-    patch.setattr(tune, "tuning_trees", lambda examples, tokenizer: trees)
+    patch.setattr(tune, "tuning_trees", lambda examples, tokenizer, weight: seen.append(weight) or trees)
     patch.setattr(tune, "load_model", lambda name: None)
     patch.setattr(tune, "add_adapters", lambda model, *how: seen.append(how))
     patch.setattr(tune, "learn", learn)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -310,3 +311,21 @@ def test_a_tuned_simulator_reads_the_prompt_that_it_will_be_asked_with_and_learn
         assert all(branch.wanted) and branch.token_ids[-1] == TOKENS.eos_token_id
         text = TOKENS.decode(list(branch.token_ids[:-1]), clean_up_tokenization_spaces=False)
         assert text == format_documents(page.documents)
+
+
+@pytest.mark.parametrize("weight", [1, 3])
+def test_the_answer_that_a_page_was_asked_for_counts_as_often_as_is_said(weight: int) -> None:
+    template = load_template("sft")
+    document = Document("Mist Inn", "Run by alice  B. turner since 1931, before by Alice Turnerson.")
+    asked = LabelledPage(
+        Question("1", "Who runs it?", ("Alice B. Turner",), "d"), "q", "Alice B. Turner", (document,), "useful"
+    )
+    counted = []
+    for page in (asked, replace(asked, noise="noisy"), replace(asked, answer="Bob"), replace(asked, answer="")):
+        (tree,) = tuning_trees([page_example(page, template)], TOKENS, weight)
+        first, *again = tree.branches
+        assert all(first.wanted) and len(again) in (0, weight - 1)
+        assert tree.tokens == len(tree.prefix) + len(first.token_ids), "nothing is computed twice"
+        wanted = [[t for t, w in zip(b.token_ids, b.wanted, strict=True) if w] for b in again]
+        counted.append([TOKENS.decode(ids).strip() for ids in wanted])
+    assert counted == [["alice  B. turner"] * (weight - 1), [], [], []]

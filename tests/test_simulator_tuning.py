@@ -235,9 +235,18 @@ def test_verls_trainer_reads_the_tokens_that_are_learned_here(model: Path, judge
         assert learned[: len(tree.branches[0].token_ids)] == list(tree.branches[0].token_ids)
 
 
-def test_adapters_are_not_exported(model: Path, judged: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="adapters are for tuning in this process"):
-        export_lessons(judged, recipe(model, LORA), tmp_path / "export", gpus=4)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (LORA, "adapters are for tuning in this process"),
+        ("simulation.tuning.answer_weight=2", "answers are weighted in this process"),
+    ],
+)
+def test_what_the_other_trainer_cannot_do_is_not_exported(
+    given: str, said: str, model: Path, judged: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        export_lessons(judged, recipe(model, given), tmp_path / "export", gpus=4)
     assert not (tmp_path / "export").exists()
 
 

@@ -17,7 +17,7 @@ from zerosearch.agent.episode import Agent
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Document
 from zerosearch.errors import UserError
-from zerosearch.inference.tokens import encode_text
+from zerosearch.inference.tokens import encode_text, tokens_within
 from zerosearch.search.engine import Page
 from zerosearch.training.lessons import lessons
 from zerosearch.training.rollout import Group
@@ -25,6 +25,8 @@ from zerosearch.training.rollout import Group
 FAMILIES = ("bytes", "metaspace", "embedded")
 FRAGMENTS = ["<sea", "rch>", "</", "search", ">", "<answer>", "</answer>", "<|im_end|>", "é", "日本", " ", "x"]
 HOSTILE = [*FRAGMENTS, "</information>", "<|im_start|>system"]
+
+hostile = st.lists(st.sampled_from(HOSTILE), max_size=6).map("".join)
 
 every_family_and_prompt = pytest.mark.parametrize(
     ("family", "prompt"), [(family, prompt) for family in FAMILIES for prompt in ("chat", "completion")]
@@ -117,6 +119,31 @@ def test_a_token_that_opens_a_turn_is_spelled_out_though_nothing_marks_it_as_spe
     ids = encode_text(which, text)
     assert user not in ids and ids.count(think) == 1
     assert which.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(before=hostile, inside=hostile, after=hostile)
+def test_the_tokens_of_a_place_in_a_text_are_those_that_spell_it(
+    family: str, before: str, inside: str, after: str
+) -> None:
+    tokens, text = tokenizer(family), before + inside + after
+    ids = encode_text(tokens, text)
+    within = tokens_within(tokens, text, [(len(before), len(before + inside))])
+    assert len(within) == len(ids)
+    assert any(within) or not inside.strip()
+    if family != "metaspace" and any(within):  # which puts spaces of its own
+        first, last = within.index(True), len(within) - within[::-1].index(True)
+        assert all(within[first:last]) or not inside.isascii() or " " in inside
+        assert tokens.decode(ids[:last]).startswith(before + inside.rstrip())
+        assert len(tokens.decode(ids[:first]).rstrip("\ufffd")) <= len(before)
+
+
+def test_a_tokenizer_that_does_not_know_places_is_refused() -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(UserError, match=r"take one with a tokenizer\.json"):
+        tokens_within(Slow(), "a", [(0, 1)])  # type: ignore[arg-type]
 
 
 def test_text_alone_is_refused_by_training() -> None:

@@ -184,7 +184,7 @@ CARRIED_OUT: dict[Build, dict[str, list[str]]] = {
     ),
     carried_out.tuned: {
         **of("simulation.tuning", "pages=7", "epochs=3", "batch_size=5", "learning_rate=1e-3", needed=TUNED),
-        **of("simulation.tuning", "max_tokens=100", "save_every=3", needed=TUNED),
+        **of("simulation.tuning", "max_tokens=100", "save_every=3", "answer_weight=4", needed=TUNED),
         **of("simulation.tuning.lora", "rank=8", needed=TUNED),
         **of("simulation.tuning.lora", "alpha=8.0", needed=[*TUNED, "simulation.tuning.lora.rank=8"]),
     },

@@ -29,6 +29,26 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return ids
 
 
+def tokens_within(tokenizer: "PreTrainedTokenizerBase", text: str, places: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which of the tokens that `encode_text` gives hold a character of one of the places (start, end) in the text.
+
+    Raises:
+        UserError: the tokenizer does not say where its tokens are.
+    """
+    if not tokenizer.is_fast:
+        raise UserError("the model's tokenizer does not say where a text's tokens are: take one with a tokenizer.json")
+    within: list[bool] = []
+    start = 0
+    for piece in _pieces(tokenizer, text):
+        encoded = tokenizer(piece, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        within += [
+            any(start + first < end and begin < start + last for begin, end in places)
+            for first, last in encoded["offset_mapping"]
+        ]
+        start += len(piece)
+    return within
+
+
 def _pieces(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
     """The text in parts of which none holds an added token's name."""
     pattern = _unmarked(tokenizer)

@@ -1,11 +1,13 @@
 """Tuning a simulator: pages that a real engine found, labelled, and what a model learns from them."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zerosearch.data import Document, Question
+from zerosearch.data.text import normalize_answer
 from zerosearch.errors import UserError
 from zerosearch.inference.chat import Message
 from zerosearch.search.bm25 import BM25Engine
@@ -37,10 +39,14 @@ class LabelledPage:
 
 @dataclass(frozen=True, slots=True)
 class TuningExample:
-    """What a simulator learns from: the messages that ask for a page, and the page as it is to be written."""
+    """What a simulator learns from: the messages that ask for a page, and the page as it is to be written.
+
+    answer: what the page holds because it was asked for; empty: nothing, or nobody knows.
+    """
 
     messages: tuple[Message, ...]
     target: str
+    answer: str = ""
 
 
 def collect_pages(
@@ -94,16 +100,39 @@ def pages_of_turns(turns: Sequence[SearchTurn]) -> list[LabelledPage]:
 def page_example(page: LabelledPage, template: Template) -> TuningExample:
     """The example that a page makes under the template by which the simulator will be asked."""
     messages = template.render(page.query, page.question.text, page.answer, page.noise, len(page.documents))
-    return TuningExample(tuple(messages), format_documents(page.documents))
+    answer = page.answer if page.noise == "useful" else ""
+    return TuningExample(tuple(messages), format_documents(page.documents), answer)
 
 
-def tuning_trees(examples: Sequence[TuningExample], tokenizer: "PreTrainedTokenizerBase") -> "list[Tree]":
-    """Return what supervised learning reads: the messages, and the page with its end of turn wanted."""
+def tuning_trees(
+    examples: Sequence[TuningExample], tokenizer: "PreTrainedTokenizerBase", answer_weight: int = 1
+) -> "list[Tree]":
+    """Return what supervised learning reads: the messages, and the page with its end of turn wanted.
+
+    answer_weight: how often the tokens of the page's answer are wanted. They are few among those of a page, and the
+    page is of no use without them.
+
+    Raises:
+        UserError: they are wanted more than once, and the tokenizer cannot say where they are.
+    """
     from zerosearch.inference.packed import Branch, Tree
-    from zerosearch.inference.tokens import encode_chat, encode_text
+    from zerosearch.inference.tokens import encode_chat, encode_text, tokens_within
 
     trees = []
     for example in examples:
         target = [*encode_text(tokenizer, example.target), tokenizer.eos_token_id]
-        trees.append(Tree(encode_chat(tokenizer, example.messages), [Branch(target, [True] * len(target))]))
+        branches = [Branch(target, [True] * len(target))]
+        places = _places(example.answer, example.target) if answer_weight > 1 else []
+        if places:
+            again = [*tokens_within(tokenizer, example.target, places), False]
+            branches += [Branch(target, again)] * (answer_weight - 1)
+        trees.append(Tree(encode_chat(tokenizer, example.messages), branches))
     return trees
+
+
+def _places(answer: str, text: str) -> list[tuple[int, int]]:
+    """Where the text holds the answer as a run of whole words: first character and the one behind the last."""
+    words = normalize_answer(answer).split()
+    between = r"[\W_]+(?:(?:an?|the)[\W_]+)?"
+    pattern = rf"(?<!\w){between.join(map(re.escape, words))}(?!\w)"
+    return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)] if words else []

@@ -181,6 +181,8 @@ class Tuning(Section):
     """Peak learning rate."""
     max_tokens: Positive = 1024
     """Tokens of a page with its prompt; longer ones are left out."""
+    answer_weight: Positive = 1
+    """How often the tokens of the answer that a useful page is to hold count in the loss."""
     save_every: Count = 50
     """Updates between checkpoints of `zerosearch simulate tune`; 0 = none."""
     lora: Lora = Lora()

@@ -21,13 +21,17 @@ def export(examples: Sequence[TuningExample], recipe: Recipe, out: Path, gpus: i
     """Write the examples, the command and further files into the folder `out`.
 
     Raises:
-        UserError: the folder is there, or the recipe wants adapters.
+        UserError: the folder is there, or the recipe wants adapters or weighted answers.
     """
     if out.exists():
         raise UserError(f"{out} is there already: delete it or choose another folder")
     if recipe.simulation.tuning.lora.rank:
         raise UserError(
             "simulation.tuning.lora.rank is set, but adapters are for tuning in this process: set it to 0 to export"
+        )
+    if recipe.simulation.tuning.answer_weight > 1:
+        raise UserError(
+            "simulation.tuning.answer_weight is set, but answers are weighted in this process: set it to 1 to export"
         )
     with whole_folder(out) as folder:
         (folder / EXAMPLES).write_bytes(_parquet(examples))

@@ -199,7 +199,7 @@ def fitting(
         UserError: there is none.
     """
     limit = recipe.simulation.tuning.max_tokens
-    trees = tuning_trees(examples, tokenizer)
+    trees = tuning_trees(examples, tokenizer, recipe.simulation.tuning.answer_weight)
     pairs = [(example, tree) for example, tree in zip(examples, trees, strict=True) if tree.tokens <= limit]
     if not pairs:
         raise UserError(
