@@ -16,7 +16,7 @@ from zerosearch.cli.plan import plan
 from zerosearch.errors import UserError
 from zerosearch.inference.adapters import adapter_state, add_adapters
 from zerosearch.training.recipe_file import built_in_recipes, load_recipe
-from zerosearch.training.verl.estimate import Habits, Work, estimate, memory, operations
+from zerosearch.training.verl.estimate import RATE, Habits, Work, estimate, memory, operations
 from zerosearch.training.verl.shape import KNOWN, Shape, shape_of
 
 LAYERS = 2
@@ -165,7 +165,32 @@ def test_the_papers_run_is_what_the_rate_was_taken_from() -> None:
     work = Work.of(recipe, Habits(searches=64_000 / 64_960))
     policy, simulator = KNOWN["Qwen2.5-3B"], KNOWN["Simulation_LLM_google_14B_V2"]
     assert work.trajectories == 64_960
-    assert sum(operations(recipe, work, policy, simulator)) / (12 * 8 * 3600) == pytest.approx(5e12, rel=0.05)
+    assert sum(operations(recipe, work, policy, simulator)) / (12 * 8 * 3600) == pytest.approx(RATE, rel=0.01)
+
+
+def test_who_writes_the_pages_and_how_many_tells_their_hours() -> None:
+    def hours(*overrides: str) -> str:
+        given = ["extends=one-node", "training.steps=20000", *overrides]
+        (line,) = [each for each in estimate(load_recipe("qwen2.5-3b-base", given)) if "GPU hours" in each]
+        return line.partition("policy, ")[2].partition(",")[0]
+
+    large, small = hours("simulation.model=Qwen/Qwen2.5-14B"), hours("simulation.model=Qwen/Qwen2.5-3B")
+    assert large != small
+    assert hours("simulation.model=SearchSimulation_14B") == large
+    assert hours("simulation.mode=self", "simulation.url=[]", "simulation.model=Qwen/Qwen2.5-14B") == small
+    assert hours("simulation.model=own/name").startswith("unknown for the simulator")
+    pages = [
+        Work.of(load_recipe("one-node", ["search.type=mixed", f"search.mixed.{share}"]), Habits()).page_tokens
+        for share in ("start=1.0", "start=0.5", "start=0.0")
+    ]
+    assert pages[0] == pytest.approx(pages[2] / 3) and pages[1] == pytest.approx(pages[2] * 2 / 3)
+
+
+def test_a_model_with_adapters_is_handed_over_whole() -> None:
+    shape = KNOWN["Qwen3-4B"]
+    needed = needed_of("qwen3", ["extends=one-gpu"])
+    assert needed == pytest.approx((4 * (shape.parameters + shape.adapters(32)) + 2 * shape.parameters) / 1e9, abs=0.1)
+    assert needed > 24, "which is why 4B is offered for larger ones"
 
 
 def test_a_paid_search_costs_what_the_paper_says() -> None:
@@ -184,6 +209,22 @@ def test_a_recipes_machine_is_large_enough_for_it(name: str) -> None:
     )
     machines = re.findall(r"\b(one-node|two-nodes|one-gpu|paper)\b", offered)
     for machine in machines or [name]:
-        said = "\n".join(estimate(load_recipe(name, [f"extends={machine}"] if machines else [])))
-        needed = float(said.partition("a GPU must have: ")[2].split(" GB")[0])
-        assert needed < 0.95 * (24 if machine == "one-gpu" else 80), machine
+        assert needed_of(name, [f"extends={machine}"] if machines else []) < room(machine), machine
+
+
+@pytest.mark.parametrize(
+    ("size", "machine"), [("1.7B", "one-gpu"), ("1.7B", "one-node"), ("8B", "one-node"), ("14B", "two-nodes")]
+)
+def test_a_size_of_qwen3_fits_where_the_recipe_says_so(size: str, machine: str) -> None:
+    assert size in (RECIPES / "qwen3.toml").read_text("utf-8").splitlines()[0]
+    assert needed_of("qwen3", [f"extends={machine}", f"model.name=Qwen/Qwen3-{size}"]) < room(machine)
+
+
+def needed_of(name: str, overrides: list[str]) -> float:
+    """Gigabytes that a GPU must have for a recipe."""
+    said = "\n".join(estimate(load_recipe(name, overrides)))
+    return float(said.partition("a GPU must have: ")[2].split(" GB")[0])
+
+
+def room(machine: str) -> float:
+    return 0.95 * (24 if machine == "one-gpu" else 80)

@@ -58,10 +58,11 @@ def test_the_batch_job_starts_ray_before_it_trains_and_runs_each_on_its_node(tmp
     )
     assert not ended.returncode, ended.stderr
     until = time.monotonic() + 20
-    while len(called := [line.strip() for line in log.read_text().splitlines() if " curl " not in line]) < 6:
+    while len(called := [line.strip() for line in log.read_text().splitlines() if " curl " not in line]) < 7:
         assert time.monotonic() < until, called  # servers are begun in the background, and write when they come to it
         time.sleep(0.05)
     assert any(line.startswith("three vllm serve Qwen/Qwen2.5-14B-Instruct") for line in called)
+    assert called[0] == "ray get-auth-token --generate", "before any Ray is there"
     assert "one ray start --head --port=6379 --block" in called
     assert "two ray start --address=one:6379 --block" in called
     ours = [line for line in called if line.startswith("one zerosearch ")]
@@ -79,11 +80,12 @@ def test_the_kubernetes_objects_fit_each_other_and_the_recipe() -> None:
     (server,) = pod["spec"]["containers"]
     shell = shlex.split(job["spec"]["entrypoint"])
     assert shell[:2] == ["sh", "-c"] and "runtimeEnvYAML" not in job["spec"], "the submitter has no volume"
-    words = shlex.split(shell[2])
-    assert words[:6] == ["cd", "/shared", "&&", "exec", "zerosearch", "train"]
-    recipe = load_recipe(words[6], words[7:])
+    before, waiting, ours = (shlex.split(part) for part in shell[2].split("&& "))
+    assert before == ["cd", "/shared"] and ours[:3] == ["exec", "zerosearch", "train"]
+    recipe = load_recipe(ours[3], ours[4:])
     address = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/v1"
     assert recipe.simulation.url == [address]
+    assert waiting[:2] == ["timeout", "3600"] and address.replace("/v1", "/health") in waiting[-1]
     assert recipe.simulation.model in server["command"]
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert group["replicas"] == recipe.verl.nodes
@@ -119,7 +121,7 @@ def test_the_tables_of_settings_say_what_the_recipes_say() -> None:
     paper, ours = load_recipe("paper").model_dump(), load_recipe("one-node").model_dump()
     table = GUIDE.partition("| key | paper | ours | reason |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| `([\w.]+)` \| `?([\w./]+).*? \| `?([\w.]+)", table, re.MULTILINE)
-    assert len(rows) == 14
+    assert len(rows) == 15
     told = {key for key, *_ in rows} | {"simulation.noise.per", "simulation.noise.share"}
     of_the_mode = {"simulation.model", "simulation.template"}
     of_the_type = {"algorithm.normalize_std"}

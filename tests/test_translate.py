@@ -427,7 +427,7 @@ def test_a_turn_is_a_run_of_own_tokens_in_a_row(rows: list[list[bool]]) -> None:
     assert turn_lengths(torch.tensor(rows)).tolist() == expected
 
 
-def test_verl_takes_our_loss_only_where_it_recomputes() -> None:
+def test_our_loss_starts_from_the_trainers_own_probabilities() -> None:
     keys = keys_of(*CPU, "algorithm.type=reinforce_lenient", "algorithm.llds_coefficient=0.2")
     assert keys["algorithm.rollout_correction.bypass_mode"] is False
     assert keys[f"{ACTOR}.policy_loss.loss_mode"] == LLDS

@@ -251,6 +251,30 @@ def test_figures_have_the_names_that_other_runs_have() -> None:
     assert figures == {"reward": 0.5, "gradient_norm": 2.0, "verl/perf/mfu/actor": 0.1}
 
 
+def test_a_run_that_is_trained_needs_its_simulator_no_more(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(launch, "prepare", lambda *_: str(model))
+    monkeypatch.setattr(launch, "reinforce", lambda *_: told.append("tested"))
+    monkeypatch.setattr(launch, "report", lambda *_: None)
+    given = [
+        "trainer=verl",
+        "verl.device=cpu",
+        "verl.rollout=local",
+        "training.threads=0",
+        f"output={tmp_path / 'run'}",
+        "resume=true",
+    ]
+    recipe = load_recipe("world", [*SMALL, *ONLY_RL, *given, "simulation.url=http://127.0.0.1:9/v1"])
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:9"):
+        launch.train(recipe)
+    checkpoints = RunFolder.create(recipe.output, resolved_toml(recipe)).checkpoints
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(recipe.training.steps))
+    launch.train(recipe)
+    assert told == ["tested"]
+
+
 def test_why_a_program_ended(tmp_path: Path) -> None:
     log = tmp_path / "verl.log"
     log.write_text("(TaskRunner pid=1) x\nzerosearch.errors.RunError: no server was there: start one.\nException\n")

@@ -19,7 +19,7 @@ QUESTION = "Who was the first coach of the team that won the national championsh
 CHARACTERS_PER_TOKEN = 4
 PRICE, PRICED = 586.7 / 64_000, "SerpAPI, May 2025: $586.70 for 64,000 searches, arXiv 2505.04588, table 8"
 """Dollars for a search at a paid API."""
-RATE = 5e12
+RATE = 5.6e12
 """Floating-point operations in a second of a GPU, in the one published run; see `docs/guides/sizing.md`."""
 LAYER_BYTES, KEPT_BYTES, LOGIT_BYTES = 34, 2, 8
 """Activations: of a token in a layer by its width (arXiv 2205.05198), what is kept of it when they are computed again,
@@ -70,7 +70,9 @@ class Work:
         page = habits.document * recipe.search.k
         shown = habits.searches * min(page, agent.max_observation_tokens)
         length = min(_opening_tokens(recipe) + written + shown, agent.max_length)
-        pages = searches if recipe.simulates else 0.0
+        mixed = recipe.search.mixed
+        simulated = 1 - (mixed.start + mixed.end) / 2 if recipe.search.type == "mixed" else 1.0
+        pages = simulated * searches if recipe.simulates else 0.0
         return cls(
             trajectories,
             searches,
@@ -143,6 +145,12 @@ class Memory:
         """
         return self.resident + max(self.gradients, self.critic / 3) + self.activations
 
+    @property
+    def handing_over(self) -> float:
+        """While the trainer's weights go to the sampler: a model with adapters is put on the GPU whole for that, also
+        where it is offloaded, one without tensor by tensor."""
+        return self.sampler + self.weights
+
 
 def memory(recipe: Recipe, policy: Shape) -> Memory:
     """The memory of each GPU by part."""
@@ -174,23 +182,26 @@ def memory_lines(recipe: Recipe, policy: Shape) -> list[str]:
     said = ", ".join(f"{name} {_gigabytes(value)}" for name, value in named.items() if value)
     stays = 0.0 if recipe.verl.offload else parts.resident / (1 - share)
     one = (parts.sampler + recipe.agent.max_length * parts.token) / share
+    handing = parts.handing_over if recipe.lora.rank else 0.0
     return [
         f"# memory of a GPU, learning: {said}: {_gigabytes(parts.learning)}",
         f"# memory of a GPU, sampling: weights {_gigabytes(parts.sampler)} and {parts.token * 1000 / 1e9:.3f} GB for "
         f"1,000 tokens in {share:g} of it, beside {_gigabytes(0.0 if recipe.verl.offload else parts.resident)}",
-        f"# a GPU must have: {_gigabytes(max(parts.learning, stays, one))}, and what CUDA itself takes "
+        f"# a GPU must have: {_gigabytes(max(parts.learning, stays, one, handing))}, and what CUDA itself takes "
         "(never measured on a GPU)",
     ]
 
 
 def _time(recipe: Recipe, work: Work, policy: Shape) -> list[str]:
     simulator = shape_of(recipe.simulation.model) if recipe.simulates else None
+    if recipe.policy_simulates:
+        simulator = policy
     learning, simulating = operations(recipe, work, policy, simulator)
-    unknown = f"; the size of {recipe.simulation.model} is not known" if recipe.simulates and not simulator else ""
-    return [
-        f"# GPU hours: {_hours(learning)} for the policy, {_hours(simulating)} for the simulator{unknown}, at "
-        f"{RATE / 1e12:g} TFLOP/s a GPU as in the paper's run"
-    ]
+    pages = f"{_hours(simulating)} for the simulator"
+    if recipe.simulates and not simulator:
+        pages = f"unknown for the simulator, since nothing tells the size of {recipe.simulation.model}"
+    rate = f"{RATE / 1e12:g} TFLOP/s a GPU as in the paper's run"
+    return [f"# GPU hours: {_hours(learning)} for the policy, {pages}, at {rate}"]
 
 
 def _opening_tokens(recipe: Recipe) -> float:

@@ -44,7 +44,7 @@ class Shape:
         return rank * self.layers * sum(inputs + outputs for inputs, outputs in self.linear)
 
 
-KNOWN = {
+_PUBLISHED = {
     "embedded": Shape(30, 576, 9, 3, 64, 1536, 49152, tied=True),
     "Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936, tied=True),
     "Qwen2.5-3B": Shape(36, 2048, 16, 2, 128, 11008, 151936, tied=True),
@@ -55,11 +55,13 @@ KNOWN = {
     "Qwen3-8B": Shape(36, 4096, 32, 8, 128, 12288, 151936, tied=False),
     "Qwen3-14B": Shape(40, 5120, 40, 8, 128, 17408, 151936, tied=False),
     "Llama-3.2-3B": Shape(28, 3072, 24, 8, 128, 8192, 128256, tied=True),
-    "Simulation_LLM_google_3B_V2": Shape(36, 2048, 16, 2, 128, 11008, 151936, tied=True),
-    "Simulation_LLM_google_7B_V2": Shape(28, 3584, 28, 4, 128, 18944, 152064, tied=False),
-    "Simulation_LLM_google_14B_V2": Shape(48, 5120, 40, 8, 128, 13824, 152064, tied=False),
 }
-"""By the last part of the hub id, without `-Instruct` or `-Base`; figures of the published config.json."""
+_SIMULATORS = ("SearchSimulation_{}", "Simulation_LLM_google_{}_V2", "Simulation_LLM_wiki_{}_V2")
+KNOWN = _PUBLISHED | {
+    name.format(size): _PUBLISHED[f"Qwen2.5-{size}"] for name in _SIMULATORS for size in ("3B", "7B", "14B")
+}
+"""By the last part of the hub id, without `-Instruct` or `-Base`; figures of the published config.json. The published
+simulators are tuned from Qwen2.5 of their size."""
 
 
 def shape_of(name: str) -> Shape | None:

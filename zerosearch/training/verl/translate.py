@@ -192,7 +192,6 @@ def _algorithm(recipe: Recipe) -> Keys:
         "algorithm.gamma": algorithm.discount,
         "algorithm.lam": algorithm.critic.gae_lambda,
         "algorithm.use_kl_in_reward": in_reward,
-        # verl takes a loss of its own where the ratio starts from the sampler's probabilities.
         "algorithm.rollout_correction.bypass_mode": not algorithm.recomputes,
     }
     if _estimator(recipe) == GROUP:
