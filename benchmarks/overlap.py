@@ -69,7 +69,7 @@ async def written(sampler: LocalSampler, ids: list[int], length: int, number: in
     return [*ids, *sample.token_ids]
 
 
-async def found(page: list[int], number: int, turn: int, repeat: int) -> list[int]:
+async def found(page: list[int], number: int, turn: int, repeat: int = 0) -> list[int]:
     """The page, after a latency that depends on episode, turn and repeat alone."""
     if page:
         await asyncio.sleep(latency(number, turn, repeat))

@@ -63,6 +63,7 @@ SERVERS = {
     "conda create": {"-n"},
     "conda activate": set(),
     "ray start": {"--head", "--port", "--address"},
+    "ray get-auth-token": {"--generate"},
     "sbatch": set(),
     "kubectl apply": {"-f"},
     "kubectl logs": {"-f"},

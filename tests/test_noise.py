@@ -19,7 +19,17 @@ from zerosearch.inference.chat import ChatRequest
 from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.simulation.distractors import TRIES, Distractors, _walk
 from zerosearch.simulation.noise import KINDS, Dial, Label, draw_labels
-from zerosearch.simulation.quality import Wanted, Written, about, entities, faults, foreign, holds_answer, misses
+from zerosearch.simulation.quality import (
+    Wanted,
+    Written,
+    about,
+    entities,
+    faults,
+    foreign,
+    holds_answer,
+    misses,
+    refuses,
+)
 from zerosearch.simulation.schedule import ConstantNoise, draw_noise
 from zerosearch.simulation.simulator import Repair, Simulator, Writing
 from zerosearch.simulation.telling import Teller, Withhold
@@ -224,6 +234,21 @@ def test_an_unrelated_fact_shares_no_two_words_with_a_question_without_names() -
     for place in range(10):
         fact = Distractors(others).other_fact(asked, place)
         assert fact is not None and fact.question == "is fog grey"
+
+
+def test_another_fact_gives_none_of_the_questions_answers_away() -> None:
+    hop = Hop("Ann Lee", "year of birth", ("1931",))
+    asked = Question("1", "How old was Ann Lee's house in 1990?", ("59",), "d", hops=(hop,))
+    others = [Question("2", "When did Mist Hall open?", ("1931",), "d"), Question("3", "Is fog grey?", ("y",), "d")]
+    for place in range(10):
+        fact = Distractors(others).other_fact(asked, place)
+        assert fact is not None and fact.question == "Is fog grey?"
+
+
+def test_what_quotes_a_refusal_is_none() -> None:
+    for text in ('"I Don\'t Know How to Love Him" is a song of 1971.', f"{'Fog is grey. ' * 20} I cannot say why."):
+        assert not refuses(text), text
+    assert refuses("I don't know how to answer that.")
 
 
 def test_a_refusal_in_any_words_is_counted() -> None:

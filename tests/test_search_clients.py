@@ -123,6 +123,7 @@ def test_nothing_found_is_an_empty_page_and_no_failure() -> None:
         Answer({"result": [[{"document": {"id": 1}}]], "organic_results": [{"title": 7}]}),
         Answer(None),
         Answer({"search_metadata": {"status": "Error"}, "error": "try again"}),
+        Answer({"error": "Your account has run out of searches."}),
     ],
     ids=lambda answer: f"{answer.status} {str(answer.body)[:20]}",
 )

@@ -285,6 +285,11 @@ def test_a_page_of_another_site_cannot_use_a_local_server(bm25: Running) -> None
         assert "local names" in sentence(ask(bm25, headers={"host": host}), 421)
     for host in ("localhost", "LOCALHOST:8000", "127.0.0.1", "[::1]:8000"):
         assert ask(bm25, headers={"host": host}).status_code == 200
+    for sent in ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        assert "another site" in sentence(ask(bm25, headers=sent), 403)
+        assert sentence(httpx.get(f"{bm25.url}/search", params={"q": "fog"}, headers=sent), 403)
+    own = {"origin": bm25.url, "sec-fetch-site": "same-origin"}
+    assert ask(bm25, headers=own).status_code == 200, "the server's own page of its interface"
     form = httpx.post(f"{bm25.url}/retrieve", content='{"query": "x"}', headers={"content-type": "text/plain"})
     assert sentence(form, 422), "what a form of another site can send is not read"
 

@@ -5,11 +5,13 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pytest
 from search_servers import DOCUMENTS, QUESTION, TEMPLATE, Chat, app, ask, official_client, sentence, simulated
 from servers import Engine, Running
 
 from zerosearch.data import Question
-from zerosearch.serving.context import Context, QuestionBook, search_request
+from zerosearch.errors import UserError
+from zerosearch.serving.context import Context, QuestionBook, UnknownQuestionError, search_request
 from zerosearch.simulation.schedule import CurriculumNoise
 
 
@@ -140,6 +142,22 @@ def test_noise_follows_the_step_or_the_progress_that_the_client_passes() -> None
         with Running(simulated(chat, CurriculumNoise(0.0, 1.0, 10), steps=10)) as server:
             ask(server, context=place)
         assert demand in chat.told[0], place
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerosearch.serving.context.MOST_QUESTIONS", 1)
+    book = QuestionBook([Question("1", "Who?", ("Alice",), "d")])
+    for number in range(5):
+        with pytest.raises(UserError, match="1 questions already"):
+            book.add(Question(f"new {number}", "Who?", ("Alice",), "d"))
+        with pytest.raises(UnknownQuestionError):
+            book.find(f"new {number}", "")
+    book.add(Question("1", "Who else?", ("Bob",), "d"))
+    assert len(book) == 1 and book.find("1", "d").text == "Who else?"
+    with Running(app(Engine(*DOCUMENTS))) as server:
+        for body in ({"query": "x" * 20_001}, {"queries": ["x" * 20_001]}):
+            assert httpx.post(f"{server.url}/retrieve", json=body).status_code == 422
+        assert ask(server, "x", context={"question": "x" * 20_001}).status_code == 422
 
 
 def test_where_sample_or_turn_are_unknown_the_query_takes_their_place() -> None:

@@ -131,14 +131,19 @@ def test_a_chat_model_plays_the_agent_over_http(tmp_path: Path, capsys: pytest.C
         assert messages[3]["content"].startswith("\n\n<information>Doc 1(Title: ")
 
 
+@pytest.mark.parametrize("batch", [1, 32])
 def test_turns_are_collected_from_a_retriever_until_its_budget_is_spent_and_then_gone_on_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    batch: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "turns.jsonl"
     with TalkingServer(agent_reply) as chat, Running(app(BM25Engine(build_world().train_passages))) as real:
         given = ["world", "--questions", "5", "--model", "m", "--url", chat.url, "--out", str(out), "report.live=false"]
-        given += ["evaluation.engine=retriever", f"search.retriever.url={real.url}/retrieve", "evaluation.batch=1"]
-        for budget, code in ((4, 1), (0, 0)):
+        given += [
+            "evaluation.engine=retriever",
+            f"search.retriever.url={real.url}/retrieve",
+            f"evaluation.batch={batch}",
+        ]
+        for budget, code in ((4, 1), (1, 0)):  # no page is paid for twice
             with pytest.raises(SystemExit) as ended:
                 command(["simulate", "collect", *given, f"search.retriever.max_calls={budget}"])
             assert (ended.value.code or 0) == code

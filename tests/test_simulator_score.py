@@ -222,6 +222,29 @@ def test_pages_of_other_settings_are_not_taken_for_these(
         score_simulator(open_source("world", [*given, change]), tmp_path / "score", asked)
 
 
+def test_pages_of_a_simulator_or_corpus_that_lay_there_before_are_not_taken_for_these(
+    model: Path, tmp_path: Path
+) -> None:
+    folder, corpus = tmp_path / "simulator", tmp_path / "corpus.jsonl"
+    shutil.copytree(model, folder)
+    corpus.write_text(json_line({"id": "1", "contents": "Fog\nFog is grey."}))
+    given = [f"simulation.model={folder}", "simulation.max_tokens=4", f"search.corpus={corpus}", "report.live=false"]
+    asked, out = turns(tmp_path / "t.jsonl", 2), tmp_path / "score"
+    score_simulator(open_source("world", given), out, asked)
+    score_simulator(open_source("world", given), out, asked)
+    corpus.write_text(json_line({"id": "1", "contents": "Fog\nFog is white."}))
+    with pytest.raises(UserError, match="begun with another corpus sha256"):
+        score_simulator(open_source("world", given), out, asked)
+    corpus.write_text(json_line({"id": "1", "contents": "Fog\nFog is grey."}))
+    (folder / "template.toml").write_text('layout = "$query"')
+    with pytest.raises(UserError, match="begun with another"):
+        score_simulator(open_source("world", given), out, asked)
+    (folder / "template.toml").unlink()
+    (folder / "note.txt").write_text("tuned again")
+    with pytest.raises(UserError, match="begun with another simulator sha256"):
+        score_simulator(open_source("world", given), out, asked)
+
+
 def flawed_page(messages: list[dict[str, str]]) -> str:
     """Every second useful page lacks the answer, every third noisy one holds it, and noisy pages are short."""
     prompt = messages[-1]["content"]

@@ -122,6 +122,14 @@ def test_a_token_that_opens_a_turn_is_spelled_out_though_nothing_marks_it_as_spe
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_half_a_character_breaks_nothing(family: str) -> None:
+    tokens, text = tokenizer(family), "an \ud83d emoji, cut\udfff"
+    ids = encode_text(tokens, text)
+    assert ids == encode_text(tokens, "an \ufffd emoji, cut\ufffd")
+    assert len(tokens_within(tokens, text, [(3, 4)])) == len(ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @given(before=hostile, inside=hostile, after=hostile)
 def test_the_tokens_of_a_place_in_a_text_are_those_that_spell_it(
     family: str, before: str, inside: str, after: str

@@ -144,13 +144,23 @@ class Ends(StoppingCriteria):
 
 
 def plain_logits(model: "PreTrainedModel", trees: Sequence["Tree"]) -> tuple[Tensor, Tensor]:
-    """Return the logits (W, V) before each wanted token and the tokens (W,), in the order of trees and branches."""
-    rows = [[*tree.prefix, *branch.token_ids] for tree in trees for branch in tree.branches]
-    wanted = [[False] * len(tree.prefix) + list(branch.wanted) for tree in trees for branch in tree.branches]
-    longest = max(map(len, rows))
-    lengths_E = torch.tensor([len(row) for row in rows])
-    ids_EL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
-    wanted_EL = torch.tensor([row + [False] * (longest - len(row)) for row in wanted], device=model.device)
+    """Return the logits (W, V) before each wanted token and the tokens (W,), in the order of trees and branches.
+
+    Branches of the same tokens are computed once.
+    """
+    branches = [(tree, branch) for tree in trees for branch in tree.branches]
+    numbers: dict[tuple[int, ...], int] = {}
+    row_B = [numbers.setdefault((*tree.prefix, *branch.token_ids), len(numbers)) for tree, branch in branches]
+    longest = max(map(len, numbers))
+    lengths_E = torch.tensor([len(row) for row in numbers])
+    ids_EL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in numbers], device=model.device)
     seen_EL = (torch.arange(longest) < lengths_E[:, None]).long().to(model.device)
     logits_ELV = model(ids_EL, attention_mask=seen_EL, use_cache=False).logits
-    return logits_ELV[:, :-1][wanted_EL[:, 1:]], ids_EL[:, 1:][wanted_EL[:, 1:]]
+    places = [
+        (row, len(tree.prefix) + place)
+        for row, (tree, branch) in zip(row_B, branches, strict=True)
+        for place, wanted in enumerate(branch.wanted)
+        if wanted
+    ]
+    row_W, place_W = torch.tensor(places, dtype=torch.long, device=model.device).reshape(-1, 2).T
+    return logits_ELV[row_W, place_W - 1], ids_EL[row_W, place_W]

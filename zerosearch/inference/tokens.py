@@ -14,6 +14,7 @@ from zerosearch.inference.chat import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TAG = re.compile(r"</?[A-Za-z_]+>")
 
 
@@ -21,7 +22,8 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Return the ids of `text`; strings that name special tokens are spelled out as ordinary text.
 
     So are those that open a turn though the tokenizer does not mark them as special (DeepSeek's `<｜User｜>`); tags of
-    letters alone (`<think>`) stay what they are to the tokenizer.
+    letters alone (`<think>`) stay what they are to the tokenizer. Half a character (a lone surrogate, as JSON may hold)
+    becomes the sign for one that is not known.
     """
     ids: list[int] = []
     for piece in _pieces(tokenizer, text):
@@ -50,8 +52,8 @@ def tokens_within(tokenizer: "PreTrainedTokenizerBase", text: str, places: Seque
 
 
 def _pieces(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[str]:
-    """The text in parts of which none holds an added token's name."""
-    pattern = _unmarked(tokenizer)
+    """The text in parts of which none holds an added token's name, nor half a character."""
+    pattern, text = _unmarked(tokenizer), _SURROGATE.sub("\ufffd", text)
     if pattern is None:
         return [text]
     cuts = [0, *(match.start() + 1 for match in pattern.finditer(text)), len(text)]

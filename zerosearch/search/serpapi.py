@@ -96,10 +96,12 @@ class SerpApiEngine(RemoteEngine):
         raise RunError(f"SerpAPI at {self.server} answered with status {status}{said}: check its address")
 
     def _page(self, found: Any, k: int) -> Page:
-        """The organic results. A search that found nothing has an `error` that says so, and yet succeeded."""
+        """The organic results. A search that found nothing has an `error` that says so, and says that it succeeded."""
         try:
-            status = found.get("search_metadata", {}).get("status", "Success")
-            results = found.get("organic_results", [] if found.get("error") else None)
+            results, said = found.get("organic_results"), found.get("error")
+            status = found.get("search_metadata", {}).get("status", "none" if said else "Success")
+            if results is None and said and status == "Success":
+                results = []
             if status != "Success":
                 reason = f"reported a search of status {str(status)[:40]}{self._quoted(found.get('error'))}"
                 raise PassingError(self.server, reason)

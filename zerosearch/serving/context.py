@@ -13,6 +13,9 @@ from zerosearch.search.engine import SearchRequest
 MOST_QUESTIONS = 1_000_000
 """Questions that a server remembers at most."""
 
+Text = Annotated[str, Field(max_length=20_000)]
+"""A query or a question, which a server may remember."""
+
 DATA_SET = "client"
 """The data set of questions that name none."""
 
@@ -30,13 +33,13 @@ class Context(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
-    question_id: str = ""
+    question_id: Text = ""
     """A registered question, where `question` is empty; else the id of the question given here."""
-    data_set: str = ""
+    data_set: Text = ""
     """The data set in which the id is unique; may be left out where only one has it."""
-    question: str = ""
+    question: Text = ""
     """The question's text."""
-    golden_answers: Annotated[list[str], BeforeValidator(_as_list)] = []
+    golden_answers: Annotated[list[Text], BeforeValidator(_as_list), Field(max_length=1000)] = []
     """Its right answers."""
     step: Annotated[int, Field(ge=0, le=10**9)] | None = None
     """The step of training, of those that the server's recipe has."""
@@ -66,12 +69,11 @@ class QuestionBook:
         Raises:
             UserError: the book is full.
         """
-        named = self._questions.setdefault(question.id, {})
-        if question.data_set not in named:
+        if question.data_set not in self._questions.get(question.id, {}):
             if self._count >= MOST_QUESTIONS:
                 raise UserError(f"the server holds {MOST_QUESTIONS} questions already: start another one")
             self._count += 1
-        named[question.data_set] = question
+        self._questions.setdefault(question.id, {})[question.data_set] = question
 
     def find(self, question_id: str, data_set: str) -> Question:
         """The question of an id.

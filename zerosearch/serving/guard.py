@@ -41,6 +41,8 @@ class Guard:
             await error(421, "this server answers only to local names: call it as 127.0.0.1 or localhost")(
                 scope, receive, send
             )
+        elif self._hosts is not None and _from_elsewhere(headers, self._hosts):
+            await error(403, "this server answers no page of another site: start it with a token")(scope, receive, send)
         elif not self._may_enter(scope, headers):
             sentence = "this server asks for its token: send it as 'Authorization: Bearer …' (or as api_key to /search)"
             await error(401, sentence, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
@@ -93,6 +95,15 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 def _is_search(scope: Scope) -> bool:
     return scope["path"] in ("/search", "/search.json")
+
+
+def _from_elsewhere(headers: dict[bytes, bytes], hosts: Collection[str]) -> bool:
+    """Whether a browser sends this for a page of another site, which may ask and only cannot read the answer."""
+    origin = headers.get(b"origin")
+    site = headers.get(b"sec-fetch-site", b"none")
+    return site in (b"cross-site", b"same-site") or (
+        origin is not None and _host(origin.partition(b"://")[2]) not in hosts
+    )
 
 
 def _host(header: bytes) -> str:

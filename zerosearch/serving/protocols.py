@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from zerosearch.data import Document
 from zerosearch.data.contents import join_contents
 from zerosearch.search.engine import Page
-from zerosearch.serving.context import Context
+from zerosearch.serving.context import Context, Text
 
 MOST_QUERIES = 16_384
 """Queries in one request."""
@@ -46,7 +46,7 @@ class _Body(BaseModel):
 class SearchR1Request(_Body):
     """Search-R1's request: many queries at once."""
 
-    queries: Annotated[list[str], Field(max_length=MOST_QUERIES)]
+    queries: Annotated[list[Text], Field(max_length=MOST_QUERIES)]
     """What to search for."""
     topk: K | None = None
     """Documents on a page; the server's `--k` where it is left out."""
@@ -59,7 +59,7 @@ class SearchR1Request(_Body):
 class ZeroSearchRequest(_Body):
     """The request of ZeroSearch's retriever: one query."""
 
-    query: str
+    query: Text
     """What to search for."""
     top_k: K | None = None
     """Documents on the page; the server's `--k` where it is left out."""

@@ -43,10 +43,11 @@ class Distractors:
         self._answers = {kind: list(found) for kind, found in answers.items()}
 
     def other_fact(self, question: Question, *place: str | int) -> Fact | None:
-        """A fact that has nothing to do with the question; None where the set holds none."""
+        """A fact that has nothing to do with the question, nor an answer of it; None where the set holds none."""
+        right = [*question.golden_answers, *(answer for hop in question.hops for answer in hop.answers)]
         for fact in _walk(self._facts, "other fact", *place):
             told = Document(fact.query, fact.question)
-            near = about(told, question) or holds_answer([told], question.golden_answers)
+            near = about(told, question) or holds_answer([told, Document("", fact.answer)], right)
             if fact.question != question.text and not near:
                 return fact
         return None

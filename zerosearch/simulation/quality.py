@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from zerosearch.data import Document, Question
-from zerosearch.data.text import normalize_answer
+from zerosearch.data.text import holds, normalize_answer
 from zerosearch.search.engine import Figure, Rate
 from zerosearch.simulation.noise import KINDS, Label, noise_of
 
@@ -65,6 +65,8 @@ _SMALL_WORDS |= {
     "not",
 }
 _SMALL_WORDS |= {"no", "all", "any", "some", "many", "much", "more", "most", "other", "so", "than", "then", "up", "out"}
+REFUSAL_CHARACTERS = 160
+"""A text that declines to answer says so within so many."""
 _REFUSAL = re.compile(
     r"\b(?:i(?:['’]m| am) sorry"
     r"|i (?:cannot|can['’]t|can not|do not|don['’]t) (?:provide|help|assist|answer|write|have|know)"
@@ -74,13 +76,9 @@ _REFUSAL = re.compile(
 
 
 def holds_answer(documents: Sequence[Document], answers: Sequence[str]) -> bool:
-    """Whether a title or text holds one of the answers as a run of whole words, normalised as in scoring.
-
-    An answer that normalises to nothing is held by nothing.
-    """
-    wanted = [f" {words} " for answer in answers if (words := normalize_answer(answer))]
-    parts = (part for document in documents for part in (document.title, document.text))
-    return bool(wanted) and any(words in f" {normalize_answer(part)} " for part in parts for words in wanted)
+    """Whether a title or text `holds` one of the answers."""
+    parts = [part for document in documents for part in (document.title, document.text)]
+    return any(holds(part, answer) for answer in answers for part in parts)
 
 
 def telling_answers(answers: Sequence[str], question: Question) -> tuple[str, ...]:
@@ -133,8 +131,8 @@ def _telling_words(text: str) -> set[str]:
 
 
 def refuses(text: str) -> bool:
-    """Whether the text declines to answer."""
-    return bool(_REFUSAL.search(text))
+    """Whether the text declines to answer: what it quotes, and what it says after its first sentences, does not."""
+    return bool(_REFUSAL.search(_QUOTED.sub("", text)[:REFUSAL_CHARACTERS]))
 
 
 @dataclass(frozen=True, slots=True)

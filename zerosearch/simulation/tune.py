@@ -1,13 +1,12 @@
 """Tuning a simulator: pages that a real engine found, labelled, and what a model learns from them."""
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zerosearch.data import Document, Question
-from zerosearch.data.text import normalize_answer
+from zerosearch.data.text import places_of
 from zerosearch.errors import UserError
 from zerosearch.inference.chat import Message
 from zerosearch.search.bm25 import BM25Engine
@@ -122,17 +121,9 @@ def tuning_trees(
     for example in examples:
         target = [*encode_text(tokenizer, example.target), tokenizer.eos_token_id]
         branches = [Branch(target, [True] * len(target))]
-        places = _places(example.answer, example.target) if answer_weight > 1 else []
+        places = places_of(example.answer, example.target) if answer_weight > 1 else []
         if places:
             again = [*tokens_within(tokenizer, example.target, places), False]
             branches += [Branch(target, again)] * (answer_weight - 1)
         trees.append(Tree(encode_chat(tokenizer, example.messages), branches))
     return trees
-
-
-def _places(answer: str, text: str) -> list[tuple[int, int]]:
-    """Where the text holds the answer as a run of whole words: first character and the one behind the last."""
-    words = normalize_answer(answer).split()
-    between = r"[\W_]+(?:(?:an?|the)[\W_]+)?"
-    pattern = rf"(?<!\w){between.join(map(re.escape, words))}(?!\w)"
-    return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)] if words else []

@@ -1,9 +1,10 @@
 """Collecting search turns: an agent answers questions with a real engine, and every query and its page is kept."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from zerosearch.data import Question
 from zerosearch.data.corpus import load_corpus
 from zerosearch.data.question_set import load_questions
 from zerosearch.errors import UserError
-from zerosearch.evaluation.benchmark import run_benchmark
+from zerosearch.evaluation.benchmark import check_failures, together
 from zerosearch.evaluation.metrics import exact_match
 from zerosearch.report.panel import Display, open_display
 from zerosearch.report.stage_file import StageFile
@@ -116,22 +117,64 @@ def _run(
     agent: Agent, engine: RecordingEngine, plays: Sequence[Play], stage: StageFile, recipe: Recipe, display: Display
 ) -> None:
     size = PART * recipe.evaluation.batch
-    counts = {name: int(stage.summary.get(name, 0)) for name in ("right", "without_search")}
     for start in range(stage.done, len(plays), size):
         part = plays[start : start + size]
-        trajectories = asyncio.run(
-            run_benchmark(
-                lambda play: agent.episode(*play),
-                part,
-                recipe.evaluation.batch,
-                recipe.search.failure_threshold,
-                _progress(display, start),
-            )
-        )
-        turns = [engine.take(trajectory) for trajectory in trajectories]
-        counts["right"] += sum(map(ended_right, trajectories))
-        counts["without_search"] += sum(not each for each in turns)
-        stage.add([turn.to_record() for each in turns for turn in each], start + len(part), **counts)
+        ended: dict[Play, Trajectory] = {}
+        try:
+            asyncio.run(_play(agent, part, ended, recipe, _progress(display, start)))
+        except BaseException:
+            # What was paid for stays: the episodes before the first that is not done, or that has to be done again.
+            _keep(takewhile(_succeeded, map(ended.get, part)), engine, stage)
+            raise
+        _keep((ended[play] for play in part), engine, stage)
+
+
+async def _play(
+    agent: Agent,
+    part: Sequence[Play],
+    ended: dict[Play, Trajectory],
+    recipe: Recipe,
+    progress: Callable[[Trajectory], None],
+) -> None:
+    """Run the episodes, and put each where it belongs as soon as it has ended.
+
+    Raises:
+        RunError: too many searches failed. Whatever an episode raises, once those that are under way have ended: none
+            begins after it.
+    """
+    places, errors = asyncio.Semaphore(recipe.evaluation.batch), list[Exception]()
+
+    async def one(play: Play) -> None:
+        async with places:
+            if errors:
+                return
+            try:
+                ended[play] = await agent.episode(*play)
+                failed = [each for each in ended.values() if not _succeeded(each)]
+                check_failures(failed, len(part), recipe.search.failure_threshold)
+            except Exception as error:
+                errors.append(error)
+            else:
+                progress(ended[play])
+
+    await together(map(one, part))
+    if errors:
+        raise errors[0]
+
+
+def _succeeded(trajectory: Trajectory | None) -> bool:
+    return trajectory is not None and trajectory.ending != "search_failed"
+
+
+def _keep(trajectories: Iterable[Trajectory | None], engine: RecordingEngine, stage: StageFile) -> None:
+    """Write the turns of the next episodes, all of which have ended."""
+    kept = [trajectory for trajectory in trajectories if trajectory]
+    turns = [engine.take(trajectory) for trajectory in kept]
+    counts = {
+        "right": int(stage.summary.get("right", 0)) + sum(map(ended_right, kept)),
+        "without_search": int(stage.summary.get("without_search", 0)) + sum(not each for each in turns),
+    }
+    stage.add([turn.to_record() for each in turns for turn in each], stage.done + len(kept), **counts)
 
 
 def _progress(display: Display, before: int) -> Callable[[Trajectory], None]:

@@ -16,6 +16,7 @@ from zerosearch.errors import RunError
 from zerosearch.evaluation.pages import AnsweredQuery, compare_pages
 from zerosearch.evaluation.results import Scalar
 from zerosearch.evaluation.statistics import Estimate
+from zerosearch.inference.chat_cache import fingerprint as folder_fingerprint
 from zerosearch.report.files import json_file, write_atomically
 from zerosearch.report.panel import Display, open_display
 from zerosearch.report.run_folder import gather_versions
@@ -37,7 +38,7 @@ from zerosearch.training.engines import (
     simulator_settings,
 )
 from zerosearch.training.simulator.trial import simulators, write_pages
-from zerosearch.training.source import Source, policy_name
+from zerosearch.training.source import SIMULATION_MODEL, Source, policy_name
 
 STAGE = "writing pages"
 PART = 32
@@ -129,13 +130,22 @@ def _drawn(turns: Sequence[SearchTurn], count: int, seed: int) -> list[SearchTur
 def _settings(source: Source, turns: Path | None, count: int) -> dict[str, Any]:
     """What the pages depend on."""
     recipe = source.recipe
+    corpus = Path(recipe.search.corpus)
     return {
         "simulator": source.simulator,
+        "simulator_sha256": _weights(source),
         **simulator_settings(recipe),
         "queries": count,
         "turns": fingerprint(turns) if turns else recipe.data.test,
         **real_settings(recipe),
+        "corpus_sha256": fingerprint(corpus) if corpus.is_file() else None,
     }
+
+
+def _weights(source: Source) -> str | None:
+    """What tells a simulator in a folder from one that lay there before; None of a model that has no folder."""
+    folder = Path(source.simulator)
+    return folder_fingerprint(folder) if folder.is_dir() else None
 
 
 def _write_pages(source: Source, asked: Sequence[SearchTurn], stage: StageFile, display: Display) -> None:
@@ -219,9 +229,12 @@ def _policy_scores(source: Source, overrides: Sequence[str], display: Display) -
     policy = policy_name(source.folder)
     real = ", ".join([policy, *(override for override in said if not override.startswith("simulation."))])
     systems: dict[str, tuple[str, float | None]] = {REAL: (real, None)}
+    # A run's own simulator stays what it is.
+    weights = _weights(source) if any(override.startswith(SIMULATION_MODEL) for override in said) else None
+    told = [*said, *([f"sha256 {weights[:12]}"] if weights else [])]
     for share in NOISES:
         name = SIMULATED.format(share)
-        systems[name] = ", ".join([policy, name, *said]), share
+        systems[name] = ", ".join([policy, name, *told]), share
     missing = {
         system: noise for system, noise in systems.values() if system not in source.folder.read_results().systems
     }

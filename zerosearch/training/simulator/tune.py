@@ -172,6 +172,8 @@ def read_lessons(data: Path, recipe: Recipe, held_out: int = 0) -> Lessons:
     if is_tuning_set(data):
         if held_out:
             raise UserError(f"{data} holds no search turns, so none can be held out: leave out --held-out")
+        if recipe.simulation.tuning.answer_weight > 1:
+            raise UserError(f"{data} does not say what its pages are to hold: set simulation.tuning.answer_weight to 1")
         examples = read_tuning_set(data)
         template = make_template(recipe) if recipe.simulation.template else derive_template(examples).template
         return Lessons(_drawn(examples, recipe), template, [])
