@@ -65,7 +65,7 @@ def test_collecting_goes_on_where_it_was_broken_off(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(LineDisplay, "update", impatient)
         collect(source, tmp_path / "broken.jsonl")
-    assert json.loads((tmp_path / "broken.summary.json").read_text())["done"] == 4
+    assert json.loads((tmp_path / "broken.summary.json").read_text())["done"] == 5, "what had ended is kept"
     broken = collect(source, tmp_path / "broken.jsonl")
     assert broken == whole
     written = [(tmp_path / f"{name}.jsonl").read_text() for name in ("broken", "whole")]
