@@ -6,7 +6,12 @@ from collections import defaultdict
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from zerosearch.agent.trajectory import Trajectory
 from zerosearch.data import Question
@@ -18,7 +23,7 @@ from zerosearch.simulation.schedule import ConstantNoise
 from zerosearch.simulation.simulator import Simulator
 from zerosearch.simulation.template import load_template
 from zerosearch.training.recipe_file import load_recipe
-from zerosearch.training.verl.buffer import Episode, check_number, figures_of, measured
+from zerosearch.training.verl.buffer import Episode, apart, check_number, figures_of, measured
 
 QUESTION = Question("q1", "Who founded Silver Anchor?", ("Alice Turner",), "paths")
 
@@ -66,6 +71,38 @@ def test_rates_of_unequal_workers_are_those_of_one_worker_that_did_all() -> None
     assert 0 < expected["simulator/hit_rate"] < 1 and 0 < expected["simulator/leak_rate"] < 1
     figures = figures_of([trajectory_of(1.0, "a", pages(simulator(1.0), (0, 2)), 0)])
     assert figures["noise_realised"] == 1.0 and figures["real_searches"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce_plus_plus_baseline"])
+@given(data=st.data())
+def test_a_failed_episode_moves_nobodys_advantage(name: str, data: st.DataObject) -> None:
+    """The estimators are verl's own; those that did not fail have the advantages of a group without the others."""
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+    rewards = data.draw(st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=6))
+    failed = data.draw(st.lists(st.booleans(), min_size=len(rewards), max_size=len(rewards)))
+    assume(not all(failed))  # which ends the run
+    episodes = [
+        trajectory_of(0.0 if lost else reward, "a", {}, place, error="away" if lost else "")
+        for place, (reward, lost) in enumerate(zip(rewards, failed, strict=True))
+    ]
+    changed = apart(episodes)
+    assert [episode.key in changed for episode in episodes] == failed
+
+    def advantages(groups: list[str], earned: list[float], played: list[bool]) -> list[float]:
+        mask = torch.tensor(played, dtype=torch.float32)[:, None].expand(-1, 2)
+        scores = torch.zeros(len(earned), 2)
+        scores[:, -1] = torch.tensor(earned)
+        config = OmegaConf.create({"gamma": 1.0})
+        given = {"token_level_rewards": scores, "response_mask": mask, "index": np.array(groups, dtype=object)}
+        return get_adv_estimator_fn(name)(**given, config=config)[0][:, 0].tolist()
+
+    seen = [changed.get(episode.key, (episode.group, episode.reward)) for episode in episodes]
+    found = advantages([group for group, _ in seen], [reward for _, reward in seen], [not lost for lost in failed])
+    kept = [reward for reward, lost in zip(rewards, failed, strict=True) if not lost]
+    alone = advantages(["u"] * len(kept), kept, [True] * len(kept)) if len(kept) > 1 else [0.0] * len(kept)
+    assert [each for each, lost in zip(found, failed, strict=True) if not lost] == pytest.approx(alone, abs=1e-5)
+    assert not any(each for each, lost in zip(found, failed, strict=True) if lost)
 
 
 def test_a_worker_that_counted_nothing_changes_no_rate() -> None:

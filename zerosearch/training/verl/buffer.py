@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transfer_queue as tq
 from pyarrow.parquet import read_metadata
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from zerosearch.agent.trajectory import Trajectory
@@ -102,7 +102,7 @@ class EpisodeBuffer(ReplayBuffer):
             self._taken.append({"step": global_steps, "tested": len(episodes)})
             self._write_results(global_steps, episodes, time.perf_counter() - started)
             return batch, figures
-        even_out(episodes, partition_id)
+        set_apart(episodes, partition_id)
         rows = ({"reward": e.reward, "parts": dict(e.fields["parts"]), **e.record} for e in episodes)
         self._folder.append_trajectories(STAGE, rows)
         ours = figures_of(episodes)
@@ -181,18 +181,33 @@ def check(episodes: Sequence[Episode], threshold: float) -> None:
         )
 
 
-def even_out(episodes: Sequence[Episode], partition: str) -> None:
-    """Give failed episodes the mean reward of their group, so that they move nobody's advantage from zero."""
-    groups = _by_group(episodes)
-    failed = [episode for episode in episodes if episode.failed]
-    if not failed:
-        return
-    means = {name: fmean([e.reward for e in group if not e.failed] or [0.0]) for name, group in groups.items()}
-    scores = torch.nested.as_nested_tensor(
-        [torch.tensor([means[episode.group]], dtype=torch.float32) for episode in failed], layout=torch.jagged
-    )
-    fields = TensorDict({"rm_scores": scores}, batch_size=len(failed))
-    tq.kv_batch_put(keys=[episode.key for episode in failed], partition_id=partition, fields=fields)
+def set_apart(episodes: Sequence[Episode], partition: str) -> None:
+    """Let verl see failed episodes where they move nobody's advantage; see `apart`."""
+    changed = apart(episodes)
+    if changed:
+        rewards = [torch.tensor([reward], dtype=torch.float32) for _, reward in changed.values()]
+        fields = {
+            "uid": NonTensorStack(*(group for group, _ in changed.values())),
+            "rm_scores": torch.nested.as_nested_tensor(rewards, layout=torch.jagged),
+        }
+        tq.kv_batch_put(
+            keys=list(changed), partition_id=partition, fields=TensorDict(fields, batch_size=[len(changed)])
+        )
+
+
+def apart(episodes: Sequence[Episode]) -> dict[str, tuple[str, float]]:
+    """The group and the reward of each failed episode, by its key: a group for itself, and nothing.
+
+    Of a single episode verl takes the reward itself for its advantage. Where only one of a group did not fail, the
+    others stay with it and have its reward, so that its advantage is zero.
+    """
+    found = {}
+    for name, group in _by_group(episodes).items():
+        rewards = [episode.reward for episode in group if not episode.failed]
+        for episode in group:
+            if episode.failed:
+                found[episode.key] = (name, rewards[0]) if len(rewards) == 1 else (episode.key, 0.0)
+    return found
 
 
 def figures_of(episodes: Sequence[Episode]) -> dict[str, float]:
