@@ -247,8 +247,9 @@ def test_an_installation_announces_the_plugin_that_verl_loads() -> None:
 
 
 def test_figures_have_the_names_that_other_runs_have() -> None:
-    figures = our_figures({"zerosearch/reward": 0.5, "actor/grad_norm": 2.0, "perf/mfu/actor": 0.1})
-    assert figures == {"reward": 0.5, "gradient_norm": 2.0, "verl/perf/mfu/actor": 0.1}
+    figures = our_figures({"zerosearch/reward": 0.5, "actor/grad_norm": 2.0, "perf/mfu/actor": 0.1, "actor/lr": 1e-6})
+    expected = {"reward": 0.5, "gradient_norm": 2.0, "verl/perf/mfu/actor": 0.1, "verl/actor/lr": 1e-6}
+    assert figures == expected, "verl's rate is that of the next step"
 
 
 def test_a_run_that_is_trained_needs_its_simulator_no_more(

@@ -52,7 +52,6 @@ LOOK_SECONDS = 0.5
 """Seconds between two looks at the program."""
 NAMES = {
     "actor/grad_norm": "gradient_norm",
-    "actor/lr": "learning_rate",
     "actor/entropy": "entropy",
     "actor/kl_loss": "kl",
     "actor/reward_kl_penalty": "kl",
