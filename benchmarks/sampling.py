@@ -145,6 +145,7 @@ def vllm_system(name: str, episodes: list[Recorded]) -> Callable[[], object]:
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # all cores compute
     from vllm import SamplingParams  # type: ignore[import-not-found]
     from vllm.engine.arg_utils import AsyncEngineArgs  # type: ignore[import-not-found]
+    from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-found]
     from vllm.v1.engine.async_llm import AsyncLLM  # type: ignore[import-not-found]
 
     from zerosearch.inference.embedded import resolve_model
@@ -163,7 +164,13 @@ def vllm_system(name: str, episodes: list[Recorded]) -> Callable[[], object]:
     async def one(number: int, episode: Recorded) -> None:
         ids = list(episode.prompt)
         for turn, (length, page) in enumerate(episode.turns):
-            limits = SamplingParams(max_tokens=length, ignore_eos=True, logprobs=0)
+            limits = SamplingParams(
+                max_tokens=length,
+                ignore_eos=True,
+                logprobs=0,
+                detokenize=False,  # tokens are all that is wanted, once they are there
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
             written: list[int] = []
             name = f"{round_number}-{number}-{turn}"
             async for output in engine.generate({"prompt_token_ids": ids}, limits, request_id=name):

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import select
+import statistics
 import subprocess
 import sys
 import time
@@ -57,9 +58,9 @@ def main() -> None:
     seconds = by_turns({name: worker.step for name, worker in workers.items()}, given.repeats)
     print(", ".join(worker.versions for worker in workers.values()), f"{torch.get_num_threads()} threads")
     print(f"{given.questions} questions, {given.samples} samples of each, medians of {given.repeats}\n")
-    print(table(seconds, OURS, int(workers[OURS].last["tokens"])), "\n")
+    print(table(seconds, OURS, int(workers[OURS].median_of("tokens", given.repeats))), "\n")
     for name, worker in workers.items():
-        told = {key: value for key, value in worker.last.items() if key != "seconds"}
+        told = {key: worker.median_of(key, given.repeats) for key in worker.steps[-1] if key != "seconds"}
         print(f"{name}: " + ", ".join(f"{key} {value:.0f}" for key, value in told.items()))
         worker.end()
 
@@ -75,13 +76,17 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings
         )
         self.versions = self._read()
-        self.last: dict[str, float] = {}
+        self.steps: list[dict[str, float]] = []
 
     def step(self) -> None:
         assert self._process.stdin
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
-        self.last = json.loads(self._read())
+        self.steps.append(json.loads(self._read()))
+
+    def median_of(self, figure: str, repeats: int) -> float:
+        """Of a figure over the last steps."""
+        return statistics.median(step[figure] for step in self.steps[-repeats:])
 
     def _read(self) -> str:
         stdout = self._process.stdout

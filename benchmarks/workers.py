@@ -14,9 +14,10 @@ import tempfile
 from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import torch
-from measuring import by_turns, table
+from measuring import by_turns
 
 from zerosearch.report.panel import LineDisplay
 from zerosearch.report.run_folder import RunFolder
@@ -47,11 +48,15 @@ def main() -> None:
             for drafts in given.drafts
         }
         seconds = by_turns({name: step.take for name, step in steps.items()}, given.repeats)
-        tokens = {name: step.tokens for name, step in steps.items()}
-    *_, (last, step) = steps.items()
+    *_, step = steps.values()
     print(f"torch {version('torch')}, {torch.get_num_threads()} threads, {step.run.dtype}")
-    print(f"{given.questions} questions, policy tokens {tokens}, medians of {given.repeats}\n")
-    print(table(seconds, last, tokens[last]))
+    print(f"{given.questions} questions, medians of {given.repeats}; episodes differ, so that tokens/s compare\n")
+    print("| system | seconds | policy tokens | tokens/s |")
+    print("|---|---|---|---|")
+    for name, taken in seconds.items():
+        tokens = steps[name].tokens[-len(taken) :]
+        rates = [count / each for count, each in zip(tokens, taken, strict=True)]
+        print(f"| {name} | {median(taken):.2f} | {median(tokens):.0f} | {median(rates):.0f} |")
 
 
 def described(workers: int, drafts: int) -> str:
@@ -72,13 +77,13 @@ class Step:
         self.run.take_policy(self.run.start)
         self.learner = Learner(self.recipe, self.run.policy, self.run.start, self.run.dtype) if given.update else None
         self.player = training_player(self.run, [])
-        self.step, self.tokens = 0, 0
+        self.step, self.tokens = 0, list[int]()
         self._runner = opened.enter_context(asyncio.Runner())
 
     def take(self) -> None:
         self.step += 1
         groups = self._runner.run(self._roll())
-        self.tokens = sum(trajectory.policy_tokens for group in groups for trajectory in group.trajectories)
+        self.tokens.append(sum(trajectory.policy_tokens for group in groups for trajectory in group.trajectories))
         if self.learner:
             self.learner.learn(groups, self.step)
             self.player.take_weights(self.run.policy)

@@ -38,6 +38,8 @@ KNOWN: dict[str, tuple[str, dict[str, object]]] = {
     "llama, linear": ("llama", {"rope_parameters": LINEAR}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, wide heads": ("llama", {"head_dim": 24}),
+    "llama, for kernels": tiny.SHAPES["llama, for kernels"],
+    "qwen2, for kernels": tiny.SHAPES["qwen2, for kernels"],
     "qwen2": ("qwen2", {}),
     "qwen2, untied": ("qwen2-untied", {}),
     "qwen3": ("qwen3", {}),

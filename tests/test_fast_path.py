@@ -17,6 +17,7 @@ from zerosearch.inference.packed import Branch, Tree, score
 from zerosearch.inference.plain import PlainSampler, lane_sampler
 from zerosearch.inference.sampler import Sample, SamplingRequest
 from zerosearch.training.critic import Critic
+from zerosearch.training.recipe import Model
 
 TOKENS = tiny.tokenizer()
 LENGTH = 128
@@ -86,29 +87,31 @@ def near_ties(model: PreTrainedModel, turns: Sequence[Turn], found: Sequence[Sam
     return ties
 
 
-def compare(architecture: str, count: int, batches: Sequence[int]) -> dict[int, int]:
+def compare(shape: str, count: int, batches: Sequence[int], drafts: int) -> dict[int, int]:
     """Near-ties of so many episodes for each size of batch."""
-    model = tiny.model(architecture)
+    architecture, more = tiny.SHAPES[shape]
+    model = tiny.model(architecture, **more)
     turns = episodes(PlainSampler(model, TOKENS, slots=64, length=LENGTH), count)
     assert len({sample.stop_reason for _, sample in turns}) > 1
     ties = {}
     for slots in batches:
-        fast = LocalSampler(model, TOKENS, slots=slots, length=LENGTH)
+        fast = LocalSampler(model, TOKENS, slots=slots, length=LENGTH, drafts=drafts)
         ties[slots] = near_ties(model, turns, run(fast, [request for request, _ in turns]))
     return ties
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_a_few_episodes_are_those_of_the_plain_path(architecture: str) -> None:
-    assert sum(compare(architecture, 24, (1, 8, 64)).values()) <= 1
+@pytest.mark.parametrize("drafts", [0, Model().drafts])
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+def test_a_few_episodes_are_those_of_the_plain_path(shape: str, drafts: int) -> None:
+    assert sum(compare(shape, 24, (1, 8, 64), drafts).values()) <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_a_thousand_episodes_are_those_of_the_plain_path(architecture: str) -> None:
-    ties = compare(architecture, 1000, (1, 8, 64))
-    print(f"{architecture}: near-ties among 3000 turns by batch: {ties}")  # noqa: T201
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+def test_a_thousand_episodes_are_those_of_the_plain_path(shape: str) -> None:
+    ties = compare(shape, 1000, (1, 8, 64), Model().drafts)
+    print(f"{shape}: near-ties among 3000 turns by batch: {ties}")  # noqa: T201
     assert max(ties.values()) <= 5
 
 

@@ -23,6 +23,9 @@ from zerosearch.inference.sampler import SamplingRequest
 from zerosearch.training import doctor
 from zerosearch.training.recipe import Recipe
 
+KNOWN = ("llama, for kernels", "qwen2, for kernels", "qwen2-untied", "qwen3")
+"""Shapes of `tiny` with heads that the kernels know."""
+
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 """With the relative error of one rounding."""
 CPU = torch.device("cpu")
@@ -132,9 +135,10 @@ def test_threads_change_no_bit() -> None:
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2-untied", "qwen3"])
-def test_samples_are_those_without_kernels(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.model(architecture)
+@pytest.mark.parametrize("shape", KNOWN)
+def test_samples_are_those_without_kernels(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture, more = tiny.SHAPES[shape]
+    model = tiny.model(architecture, **more)
     requests = [SamplingRequest([*LONG_PROMPT, 100 + n], 20, temperature=n % 2, seed=n) for n in range(12)]
     which = LocalSampler(model, TOKENS, slots=4, length=128, drafts=3)
     assert which.layout.kernels and which.cache.kernels
@@ -215,14 +219,16 @@ def test_the_gradients_of_a_rotation(tokens: int, heads: int, width: int, dtype:
     assert_learns_alike([found], [rotate(*exact, cos, sin)], (ours, exact), dtype)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2-untied", "qwen3"])
+@pytest.mark.parametrize("shape", KNOWN)
 @pytest.mark.parametrize("more", ["", "checkpointing", "adapters"])
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 def test_a_model_learns_as_without_kernels(
-    architecture: str, more: str, dtype: torch.dtype, near: float, monkeypatch: pytest.MonkeyPatch
+    shape: str, more: str, dtype: torch.dtype, near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    architecture, given = tiny.SHAPES[shape]
+
     def learned() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        model = tiny.model(architecture)
+        model = tiny.model(architecture, **given)
         if more == "checkpointing":
             model.gradient_checkpointing_enable()
         if more == "adapters":

@@ -35,6 +35,12 @@ CHAT_TEMPLATE = (
 ARCHITECTURES = ("llama", "qwen2", "qwen2-untied", "qwen3")
 KERNELS_NARROWEST = {"qwen2-untied": {"hidden_size": 96}, "qwen3": {"head_dim": 16}}
 """What gives two of them heads of 16 numbers, which the compiled kernels know; the others have 8."""
+SHAPES: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, {}) for name in ARCHITECTURES},
+    "llama, for kernels": ("llama", {"head_dim": 16}),
+    "qwen2, for kernels": ("qwen2", {"hidden_size": 96}),
+}
+"""Models of each architecture, with and without heads for the compiled kernels."""
 
 
 def tokenizer(family: str = "bytes") -> PreTrainedTokenizerFast:

@@ -332,8 +332,8 @@ class Training(Section):
     keep: Positive = 1
     """Checkpoints kept; older ones are deleted."""
     deterministic: bool = False
-    """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one. The local
-    trainer refuses it on a GPU."""
+    """Only operations that give the same bits each time: a resumed run ends with those of an unbroken one, unless pages
+    come from a server, whose pace decides which requests share a batch. The local trainer refuses it on a GPU."""
     threads: Count = 0
     """CPU threads; 0 = all cores."""
     workers: Positive = 1
