@@ -96,7 +96,11 @@ inline block exponential(block x) {
 
 // The sum of each of sixteen blocks, which are overwritten.
 inline block sums(block* x) {
+#if defined(__clang__) || __GNUC__ >= 12
 #define HALVES(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define HALVES(a, b, ...) __builtin_shuffle(a, b, signed_block{__VA_ARGS__})
+#endif
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2)
         x[i] = HALVES(x[i], x[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
