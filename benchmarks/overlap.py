@@ -38,7 +38,8 @@ def main() -> None:
     dtype = compute_dtype("auto")
     tokenizer = load_tokenizer(given.model)
     episodes = uneven(recorded(tokenizer, given.episodes))
-    sampler = LocalSampler(load_model(given.model), tokenizer, 64, 1536, dtype=dtype)
+    longest = max(len(each.prompt) + sum(length + len(page) for length, page in each.turns) for each in episodes)
+    sampler = LocalSampler(load_model(given.model), tokenizer, 64, longest, dtype=dtype)
     sampler._end_ids = frozenset()  # every turn has the length that is asked for
     alone, together = count(), count()
     systems: dict[str, Callable[[], object]] = {
