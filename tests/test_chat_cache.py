@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from zerosearch.errors import RunError, Unavailable, UserError
 from zerosearch.inference.chat import ChatRequest
-from zerosearch.inference.chat_cache import CachedChat, ChatCache, fingerprint, request_key
+from zerosearch.inference.chat_cache import CachedChat, ChatCache, folder_fingerprint, request_key
 from zerosearch.inference.openai import OpenAIChat
 from zerosearch.training.engines import served_chat
 from zerosearch.training.recipe_file import load_recipe
@@ -111,13 +111,13 @@ def test_the_key_holds_everything_that_determines_an_answer(other: ChatRequest) 
 def test_the_fingerprint_of_a_model_follows_its_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    before = fingerprint(tmp_path)
+    before = folder_fingerprint(tmp_path)
     (tmp_path / "folder").mkdir()
-    assert fingerprint(tmp_path) == before
+    assert folder_fingerprint(tmp_path) == before
     (tmp_path / "model.safetensors").write_bytes(b"weightz")
-    changed = fingerprint(tmp_path)
+    changed = folder_fingerprint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
-    assert len({before, changed, fingerprint(tmp_path)}) == 3
+    assert len({before, changed, folder_fingerprint(tmp_path)}) == 3
 
 
 def test_the_recipe_says_where_the_cache_is_and_whether_servers_are_asked(tmp_path: Path) -> None:

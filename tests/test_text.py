@@ -33,7 +33,7 @@ texts = st.lists(pieces, max_size=8).map("".join) | st.lists(pieces, max_size=8)
 
 @given(texts, texts)
 def test_a_text_holds_an_answer_where_it_has_a_place_for_it(text: str, answer: str) -> None:
-    places = places_of(answer, text)
+    places = places_of(text, answer)
     assert holds(text, answer) is bool(places)
     for start, end in places:
         assert 0 <= start < end <= len(text)
@@ -56,4 +56,4 @@ def test_what_stands_between_spaces_is_held(before: str, answer: str, after: str
     ],
 )
 def test_places_by_hand(text: str, answer: str, found: list[str]) -> None:
-    assert [text[start:end] for start, end in places_of(answer, text)] == found
+    assert [text[start:end] for start, end in places_of(text, answer)] == found

@@ -26,7 +26,7 @@ def holds(text: str, answer: str) -> bool:
     return bool(words) and f" {words} " in f" {normalize_answer(text)} "
 
 
-def places_of(answer: str, text: str) -> list[tuple[int, int]]:
+def places_of(text: str, answer: str) -> list[tuple[int, int]]:
     """Where a text `holds` an answer: first character, and the one behind the last, without punctuation around it."""
     spaceless = bool(_SPACELESS.search(answer))
     wanted = list(_characters(answer)) if spaceless else normalize_answer(answer).split()

@@ -5,13 +5,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from zerosearch.agent.trajectory import Trajectory
+from zerosearch.data import Question
 from zerosearch.errors import RunError
 from zerosearch.evaluation.metrics import exact_match, f1, substring_match
 from zerosearch.evaluation.results import Scored
 
 Result = TypeVar("Result")
-Asked = TypeVar("Asked")
-"""A question, or with it what else tells its episode from others."""
 
 
 def score_trajectory(trajectory: Trajectory) -> Scored:
@@ -33,8 +32,8 @@ def score_trajectory(trajectory: Trajectory) -> Scored:
 
 
 async def run_benchmark(
-    episode: Callable[[Asked], Awaitable[Trajectory]],
-    questions: Sequence[Asked],
+    episode: Callable[[Question], Awaitable[Trajectory]],
+    questions: Sequence[Question],
     concurrency: int = 32,
     failure_threshold: float = 0.1,
     progress: Callable[[Trajectory], None] | None = None,
@@ -48,7 +47,7 @@ async def run_benchmark(
     places = asyncio.Semaphore(concurrency)
     failed: list[Trajectory] = []
 
-    async def one(question: Asked) -> Trajectory:
+    async def one(question: Question) -> Trajectory:
         async with places:
             trajectory = await episode(question)
         if trajectory.ending == "search_failed":

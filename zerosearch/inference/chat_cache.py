@@ -103,7 +103,7 @@ def request_key(identity: Sequence[str], request: ChatRequest) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path) -> str:
     """The SHA-256 of a model folder: of the names and contents of the files in it."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):

@@ -121,7 +121,7 @@ def tuning_trees(
     for example in examples:
         target = [*encode_text(tokenizer, example.target), tokenizer.eos_token_id]
         branches = [Branch(target, [True] * len(target))]
-        places = places_of(example.answer, example.target) if answer_weight > 1 else []
+        places = places_of(example.target, example.answer) if answer_weight > 1 else []
         if places:
             again = [*tokens_within(tokenizer, example.target, places), False]
             branches += [Branch(target, again)] * (answer_weight - 1)

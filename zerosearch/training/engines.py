@@ -238,7 +238,7 @@ def sampled_chat(
     dtype: "torch.dtype",
 ) -> "ChatModel":
     """A simulation model in this process, with room for the recipe's template, behind the recipe's cache."""
-    from zerosearch.inference.chat_cache import fingerprint
+    from zerosearch.inference.chat_cache import folder_fingerprint
     from zerosearch.inference.plain import lane_sampler
     from zerosearch.inference.sampled_chat import SampledChat
 
@@ -250,7 +250,7 @@ def sampled_chat(
 
     def identity() -> tuple[str, ...]:
         folder = Path(model.name_or_path)
-        weights = fingerprint(folder) if folder.is_dir() else f"{folder} {model.config._commit_hash}"
+        weights = folder_fingerprint(folder) if folder.is_dir() else f"{folder} {model.config._commit_hash}"
         return "local", weights, str(dtype)
 
     return _cached(recipe, "simulator", identity, make)

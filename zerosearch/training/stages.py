@@ -58,7 +58,7 @@ def train(recipe: Recipe) -> None:
     check_data(recipe)
     check_files(recipe)
     check_engines(recipe)
-    check_servers(recipe, (RunFolder(Path(recipe.output)).checkpoints / f"step-{recipe.training.steps:06d}").is_dir())
+    check_servers(recipe, steps_done(RunFolder(Path(recipe.output)).checkpoints))
     folder = open_folder(recipe)
     title = f"zerosearch {Path(recipe.output).name}"
     shown = open_display(title, stage_names(recipe), live=recipe.report.live)
@@ -98,13 +98,13 @@ def stage_names(recipe: Recipe) -> list[str]:
     return names
 
 
-def check_servers(recipe: Recipe, trained: bool) -> None:
-    """Ask the servers of the simulator for a word, if the run still needs them. trained: all its steps are done.
+def check_servers(recipe: Recipe, done: int) -> None:
+    """Ask the servers of the simulator for a word, if the run still needs them. done: steps that it has behind it.
 
     Raises:
         RunError: the run could not go on: none answers, or one does not know the model or the key.
     """
-    if recipe.simulates and recipe.training.steps and not trained:
+    if recipe.simulates and done < recipe.training.steps:
         engines.check_servers(recipe)
 
 

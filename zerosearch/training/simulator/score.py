@@ -16,7 +16,7 @@ from zerosearch.errors import RunError
 from zerosearch.evaluation.pages import AnsweredQuery, compare_pages
 from zerosearch.evaluation.results import Scalar
 from zerosearch.evaluation.statistics import Estimate
-from zerosearch.inference.chat_cache import fingerprint as folder_fingerprint
+from zerosearch.inference.chat_cache import folder_fingerprint
 from zerosearch.report.files import json_file, write_atomically
 from zerosearch.report.panel import Display, open_display
 from zerosearch.report.run_folder import gather_versions

@@ -193,9 +193,8 @@ def memory_lines(recipe: Recipe, policy: Shape) -> list[str]:
 
 
 def _time(recipe: Recipe, work: Work, policy: Shape) -> list[str]:
-    simulator = shape_of(recipe.simulation.model) if recipe.simulates else None
-    if recipe.policy_simulates:
-        simulator = policy
+    written_by = policy if recipe.policy_simulates else shape_of(recipe.simulation.model)
+    simulator = written_by if recipe.simulates else None
     learning, simulating = operations(recipe, work, policy, simulator)
     pages = f"{_hours(simulating)} for the simulator"
     if recipe.simulates and not simulator:
