@@ -1,6 +1,8 @@
 """Collecting search turns: every query and its page is kept, whoever plays the agent; broken off, it goes on."""
 
 import asyncio
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,15 @@ from zerosearch.agent.trajectory import Trajectory
 from zerosearch.cli.main import run as command
 from zerosearch.data import Document, Question
 from zerosearch.data.world import build_world
-from zerosearch.errors import UserError
+from zerosearch.errors import RunError, UserError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.report.panel import LineDisplay
+from zerosearch.report.stage_file import StageFile
 from zerosearch.search.bm25 import BM25Engine
 from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.simulation.turns import read_turns
+from zerosearch.training.recipe_file import load_recipe
+from zerosearch.training.simulator import collect as collecting
 from zerosearch.training.simulator.collect import RecordingEngine, collect
 from zerosearch.training.source import open_source
 
@@ -148,9 +153,37 @@ def test_turns_are_collected_from_a_retriever_until_its_budget_is_spent_and_then
                 command(["simulate", "collect", *given, f"search.retriever.max_calls={budget}"])
             assert (ended.value.code or 0) == code
     assert "all 4 calls to the search engine 'retriever'" in capsys.readouterr().err
+    summary = json.loads(out.with_suffix(".summary.json").read_text())
+    assert (summary["done"], summary["rows"], summary["without_search"]) == (5, 5, 0) and "early" not in summary
     turns = read_turns(out)
+    assert len({turn.question.id for turn in turns}) == 5
     assert len(turns) == 5 and {(turn.engine, turn.turn) for turn in turns} == {("retriever", 0)}
     assert all(len(turn.documents) == 3 for turn in turns)
+
+
+def test_what_ended_while_an_earlier_one_was_broken_off_is_not_played_again(tmp_path: Path) -> None:
+    plays = [(Question(str(number), f"Who is {number}?", ("Alice",), "d"), 0) for number in range(4)]
+    played: list[str] = []
+
+    class Player:
+        breaks = True
+
+        async def episode(self, question: Question, sample: int) -> Trajectory:
+            played.append(question.id)
+            await asyncio.sleep(0)
+            if question.id == "1" and self.breaks:
+                raise RunError("the budget is spent")
+            return Trajectory(question, sample, ending="answered", answer="Alice")
+
+    recipe, display = load_recipe("world", ["evaluation.batch=4"]), LineDisplay("", [], io.StringIO())
+    display.stage("collecting", 4)
+    for breaks, done, early in ((True, 1, [2, 3]), (False, 4, [])):
+        stage, player = StageFile(tmp_path / "turns.jsonl", {}), Player()
+        player.breaks = breaks
+        with contextlib.suppress(RunError):
+            collecting._run(player, RecordingEngine(Engine()), plays, stage, recipe, display)  # type: ignore[arg-type]
+        assert (stage.done, stage.summary.get("early", []), stage.summary["right"]) == (done, early, done + len(early))
+    assert played == ["0", "1", "2", "3", "1"]
 
 
 def test_an_agent_that_is_away_or_slow_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,9 @@
 """Collecting search turns: an agent answers questions with a real engine, and every query and its page is kept."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 STAGE = "collecting"
 PART = 4
 """Episodes that are written at once, in full batches."""
+EARLY = "early"
+"""In the summary: the numbers of plays that ended while one before them was broken off."""
 
 Play = tuple[Question, int]
 """A question and which of its samples."""
@@ -117,22 +118,24 @@ def _run(
     agent: Agent, engine: RecordingEngine, plays: Sequence[Play], stage: StageFile, recipe: Recipe, display: Display
 ) -> None:
     size = PART * recipe.evaluation.batch
-    for start in range(stage.done, len(plays), size):
-        part = plays[start : start + size]
-        ended: dict[Play, Trajectory] = {}
+    early = set(stage.summary.get(EARLY, ()))
+    missing = [number for number in range(stage.done, len(plays)) if number not in early]
+    for start in range(0, len(missing), size):
+        part = {number: plays[number] for number in missing[start : start + size]}
+        ended: dict[int, Trajectory] = {}
         try:
-            asyncio.run(_play(agent, part, ended, recipe, _progress(display, start)))
+            asyncio.run(_play(agent, part, ended, recipe, _progress(display, len(plays) - len(missing) + start)))
         except BaseException:
-            # What was paid for stays: the episodes before the first that is not done, or that has to be done again.
-            _keep(takewhile(_succeeded, map(ended.get, part)), engine, stage)
+            # What was paid for stays, and what failed is done again.
+            _keep({number: each for number, each in ended.items() if _succeeded(each)}, engine, stage)
             raise
-        _keep((ended[play] for play in part), engine, stage)
+        _keep(ended, engine, stage)
 
 
 async def _play(
     agent: Agent,
-    part: Sequence[Play],
-    ended: dict[Play, Trajectory],
+    part: Mapping[int, Play],
+    ended: dict[int, Trajectory],
     recipe: Recipe,
     progress: Callable[[Trajectory], None],
 ) -> None:
@@ -144,37 +147,42 @@ async def _play(
     """
     places, errors = asyncio.Semaphore(recipe.evaluation.batch), list[Exception]()
 
-    async def one(play: Play) -> None:
+    async def one(number: int, play: Play) -> None:
         async with places:
             if errors:
                 return
             try:
-                ended[play] = await agent.episode(*play)
+                ended[number] = await agent.episode(*play)
                 failed = [each for each in ended.values() if not _succeeded(each)]
                 check_failures(failed, len(part), recipe.search.failure_threshold)
             except Exception as error:
                 errors.append(error)
             else:
-                progress(ended[play])
+                progress(ended[number])
 
-    await together(map(one, part))
+    await together(one(number, play) for number, play in part.items())
     if errors:
         raise errors[0]
 
 
-def _succeeded(trajectory: Trajectory | None) -> bool:
-    return trajectory is not None and trajectory.ending != "search_failed"
+def _succeeded(trajectory: Trajectory) -> bool:
+    return trajectory.ending != "search_failed"
 
 
-def _keep(trajectories: Iterable[Trajectory | None], engine: RecordingEngine, stage: StageFile) -> None:
-    """Write the turns of the next episodes, all of which have ended."""
-    kept = [trajectory for trajectory in trajectories if trajectory]
+def _keep(ended: Mapping[int, Trajectory], engine: RecordingEngine, stage: StageFile) -> None:
+    """Write the turns of episodes that have ended, by the numbers of their plays and in their order."""
+    kept = [ended[number] for number in sorted(ended)]
     turns = [engine.take(trajectory) for trajectory in kept]
     counts = {
         "right": int(stage.summary.get("right", 0)) + sum(map(ended_right, kept)),
         "without_search": int(stage.summary.get("without_search", 0)) + sum(not each for each in turns),
     }
-    stage.add([turn.to_record() for each in turns for turn in each], stage.done + len(kept), **counts)
+    done, early = stage.done, {*stage.summary.get(EARLY, ()), *ended}
+    while done in early:
+        early.remove(done)
+        done += 1
+    rows = [turn.to_record() for each in turns for turn in each]
+    stage.add(rows, done, **counts, **({EARLY: sorted(early)} if early else {}))
 
 
 def _progress(display: Display, before: int) -> Callable[[Trajectory], None]:
