@@ -251,6 +251,23 @@ def test_a_model_learns_as_without_kernels(
         torch.testing.assert_close(gradients[name], slope, rtol=near, atol=2 * near * size)
 
 
+def test_what_gates_and_ups_give_is_computed_again_rather_than_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture, given = tiny.SHAPES["llama, for kernels"]
+    model = tiny.model(architecture, **given)
+    calls: list[str] = []
+    call = Kernels.call
+    monkeypatch.setattr(Kernels, "call", lambda ours, name, *given: calls.append(name) or call(ours, name, *given))
+    trees = [Tree(LONG_PROMPT, [Branch([5, 6, 7, 8, 9], [True] * 5)])]
+    log_probs = score(model, trees, dtype=torch.bfloat16).log_probs
+    layers = model.config.num_hidden_layers
+    assert calls.count("gate") == layers
+    log_probs.sum().backward()
+    assert calls.count("gate") == 2 * layers
+    with torch.no_grad():
+        score(model, trees, dtype=torch.bfloat16)
+    assert calls.count("gate") == 3 * layers
+
+
 # Compiling
 
 

@@ -5,6 +5,7 @@ token belongs where. These lines carry gradients; sampling runs those of `layout
 transformers' Llama, Qwen2 and Qwen3 models, so that adapters inside the linear layers work too.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -116,7 +117,7 @@ def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, 
         queries = queries * block.head_dim**-0.5
         mixed = attention(index, pointwise.rotated(queries), pointwise.rotated(keys), values)
         x, y = pointwise.normalised(layer.post_attention_layernorm, x, block.o_proj(mixed.reshape(len(y), -1)))
-        return x, feed.down_proj(pointwise.gated(feed.gate_proj(y), feed.up_proj(y)))
+        return x, pointwise.gated_product(feed.down_proj, feed.gate_proj(y), feed.up_proj(y), again)
 
     again = torch.is_grad_enabled() and model.is_gradient_checkpointing
     more = None
@@ -169,7 +170,25 @@ class Pointwise:
             return self.kernels.rotated(x_TND, self.cos, self.sin)
         return rotate(x_TND, self.cos, self.sin)
 
-    def gated(self, gates: Tensor, ups: Tensor) -> Tensor:
-        if self.kernels:
-            return self.kernels.gated(gates, ups)
-        return torch.nn.functional.silu(gates) * ups
+    def gated_product(self, product: Callable[[Tensor], Tensor], gates: Tensor, ups: Tensor, again: bool) -> Tensor:
+        """Return product(silu(gates) * ups).
+
+        What is multiplied is not kept for the product's gradient, but computed again from gates and ups, which are
+        kept anyhow. again: everything is computed again in the backward pass.
+        """
+        kernels = self.kernels
+        if not kernels:
+            return product(torch.nn.functional.silu(gates) * ups)
+        gated = kernels.gated(gates, ups)
+        if again or not gated.requires_grad:
+            return product(gated)
+        gates, ups, place = gates.detach(), ups.detach(), gated.data_ptr()
+
+        def kept(each: Tensor) -> Tensor | None:
+            return None if each.data_ptr() == place and each.shape == gates.shape else each
+
+        def found(each: Tensor | None) -> Tensor:
+            return kernels.gated(gates, ups) if each is None else each
+
+        with torch.autograd.graph.saved_tensors_hooks(kept, found):
+            return product(gated)
