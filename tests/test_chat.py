@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,14 +27,14 @@ REQUEST = ChatRequest(
 )
 
 
-def completion(text: str | None) -> dict[str, Any]:
+def completion(text: str | None, ended: str = "stop") -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
     return {
         "id": "1",
         "object": "chat.completion",
         "created": 0,
         "model": "m",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": ended}],
     }
 
 
@@ -105,6 +106,15 @@ def test_an_answer_and_what_was_asked(server: Server) -> None:
         "seed": 11,
         "stop": ["\nDoc 4"],
     }
+
+
+def test_an_answer_that_was_cut_off_is_marked_for_who_asks_so(server: Server) -> None:
+    chat, marked = OpenAIChat(server.url, "tiny", max_retries=0), replace(REQUEST, cut="…")
+    server.responses = [JSONResponse(completion(text, "length")) for text in ("Doc 1: y", "Doc 1: y", None)]
+    assert [asyncio.run(chat.chat(each)) for each in (marked, REQUEST, marked)] == ["Doc 1: y…", "Doc 1: y", ""]
+    server.responses = [JSONResponse(completion("Doc 1: yes"))]
+    assert asyncio.run(chat.chat(marked)) == "Doc 1: yes"
+    assert not any("cut" in sent for sent in server.requests)
 
 
 def test_no_content_is_an_empty_text_after_other_seeds_were_tried(server: Server) -> None:

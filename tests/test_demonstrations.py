@@ -294,6 +294,14 @@ def test_tuning_pages_are_labelled_by_what_they_hold() -> None:
         assert any(page.answer in hop.answers for hop in page.question.hops)
 
 
+def test_of_several_answers_a_simulator_is_told_one_that_its_page_holds() -> None:
+    city = Hop("Ada Lovelace", "home city", ("Londinium", "London"))
+    question = Question("1", "Where does Ada Lovelace live?", ("Londinium", "London"), "d", (city,))
+    passages = [Document("Ada Lovelace", f"Ada Lovelace has her home city London since {year}.") for year in (1, 2)]
+    (page,) = collect_pages([question], BM25Engine(passages), 1, 1, 0)
+    assert (page.answer, page.noise) == ("London", "useful")
+
+
 def test_tuning_pages_are_the_same_each_time_and_as_many_as_asked_for() -> None:
     assert collect_pages(build_world().train, engine(), 3, 80, 0) == pages()
     assert pages(80, seed=1) != pages()

@@ -15,7 +15,7 @@ from zerosearch.data.world import build_world
 from zerosearch.errors import RunError
 from zerosearch.inference.chat import ChatRequest
 from zerosearch.inference.sampled_chat import SampledChat
-from zerosearch.inference.sampler import Sample, SamplingRequest
+from zerosearch.inference.sampler import Sample, SamplingRequest, StopReason
 from zerosearch.inference.tokens import encode_chat
 from zerosearch.search.engine import Page, SearchRequest
 from zerosearch.simulation.hops import answers_for, hop_asked_for
@@ -405,13 +405,13 @@ def tokenizer() -> Any:
 class Parrot:
     """A sampler that says what it was given, whatever the prompt."""
 
-    def __init__(self, token_ids: Sequence[int]) -> None:
-        self.token_ids = tuple(token_ids)
+    def __init__(self, token_ids: Sequence[int], ended: StopReason = "end") -> None:
+        self.token_ids, self.ended = tuple(token_ids), ended
         self.requests: list[SamplingRequest] = []
 
     async def sample(self, request: SamplingRequest) -> Sample:
         self.requests.append(request)
-        return Sample(self.token_ids, (0.0,) * len(self.token_ids), "end")
+        return Sample(self.token_ids, (0.0,) * len(self.token_ids), self.ended)
 
 
 def test_contents_cannot_open_or_close_a_turn(tokenizer: Any) -> None:
@@ -423,6 +423,14 @@ def test_contents_cannot_open_or_close_a_turn(tokenizer: Any) -> None:
     assert tokenizer.decode(ids) == f"<|im_start|>user\n{evil}<|im_end|><|im_start|>assistant\n"
     assert ids.count(tokenizer.eos_token_id) == 1
     assert ids.count(tokenizer.bos_token_id) == 2
+
+
+@pytest.mark.parametrize(("ended", "said"), [("end", "Doc 1"), ("length", "Doc 1…"), ("stop", "Doc 1")])
+def test_a_sampler_tells_what_it_was_cut_in(tokenizer: Any, ended: StopReason, said: str) -> None:
+    chat = SampledChat(Parrot(tokenizer.encode("Doc 1"), ended), tokenizer, "tiny")
+    request = ChatRequest([{"role": "user", "content": "hi"}], max_tokens=5)
+    assert asyncio.run(chat.chat(replace(request, cut="…"))) == said
+    assert asyncio.run(chat.chat(request)) == "Doc 1"
 
 
 def test_a_sampler_answers_as_a_chat_model(tokenizer: Any) -> None:

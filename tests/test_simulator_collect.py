@@ -204,7 +204,7 @@ class Chat:
 
     async def chat(self, request: ChatRequest) -> str:
         self.requests.append(request)
-        return self.replies.pop(0)
+        return self.replies.pop(0).replace("…", request.cut)
 
 
 class Hostile:
@@ -236,6 +236,15 @@ def test_an_action_in_a_thought_is_none_and_a_long_one_keeps_its_end() -> None:
     trajectory = asyncio.run(agent.episode(Question("1", "Who is it?", ("Alice",), "d")))
     assert (trajectory.answer, trajectory.invalid_actions) == ("Alice", 2)
     assert [search.query for search in trajectory.searches] == ["w" * (300 - len("<search> </search>"))]
+
+
+def test_a_query_that_the_budget_cut_is_no_search() -> None:
+    chat = Chat("<search> who was the first to", "<search> who…", "<answer> Alice…", "<answer> Alice")
+    limits = EpisodeSettings(max_turns=3, max_tokens_per_turn=60, max_observation_tokens=80, max_length=1000)
+    trajectory = asyncio.run(chat_agent(chat, Hostile(), limits).episode(Question("1", "Who is it?", ("Alice",), "d")))
+    assert [search.query for search in trajectory.searches] == ["who was the first to"]
+    assert (trajectory.answer, trajectory.invalid_actions, trajectory.truncated_turns) == ("Alice", 2, 2)
+    assert not any("\U000f0003" in message["content"] for message in chat.requests[-1].messages)
 
 
 def test_who_interrupts_is_told_how_to_go_on(

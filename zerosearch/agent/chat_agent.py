@@ -19,7 +19,9 @@ CHARACTERS = 5
 _MARKS = {"system": "\U000f0000", "user": "\U000f0001", "assistant": "\U000f0002"}
 """Characters of the private use area that say who speaks from there on; no text can hold them."""
 _ROLES = {mark: role for role, mark in _MARKS.items()}
-_ANY_MARK = re.compile(f"[{''.join(_ROLES)}]")
+_CUT = "\U000f0003"
+"""Behind what was cut off at the budget."""
+_ANY_MARK = re.compile(f"[{''.join(_ROLES)}{_CUT}]")
 
 
 def chat_agent(chat: ChatModel, engine: SearchEngine, settings: EpisodeSettings) -> Agent:
@@ -64,12 +66,14 @@ class _ChatSampler:
                 temperature=request.temperature,
                 seed=request.seed,
                 stop=request.stop,
+                cut=_CUT,
             )
         )
         room = request.max_tokens - max(map(len, request.stop), default=0)
-        text = _closed(_ANY_MARK.sub("\ufffd", said)[:room], request.stop)
+        cut = said.endswith(_CUT)
+        text = _closed(_ANY_MARK.sub("\ufffd", said.removesuffix(_CUT))[:room], request.stop, cut)
         ids = tuple(map(ord, f"{_MARKS['assistant']}{text}{_MARKS['user']}"))
-        return Sample(ids, (), "stop" if text.endswith(request.stop) else "end")
+        return Sample(ids, (), "stop" if text.endswith(request.stop) else "length" if cut else "end")
 
 
 def _conversation(text: str) -> list[Message]:
@@ -81,14 +85,16 @@ def _conversation(text: str) -> list[Message]:
     return [message for message in messages if message["content"]]
 
 
-def _closed(text: str, stop: tuple[str, ...]) -> str:
+def _closed(text: str, stop: tuple[str, ...], cut: bool) -> str:
     """What was said up to the first stop string; servers leave that out, so it is put behind a tag left open.
 
-    A tag inside a thought is not one of them.
+    A tag inside a thought is not one of them. cut: what was said is not all that was to be said, so a tag stays open.
     """
     ends = [place + len(each) for each in stop if (place := text.find(each)) >= 0]
     if ends:
         return text[: min(ends)]
+    if cut:
+        return text
     thought = len(text) if text.rfind("<think>") > text.rfind("</think>") else text.rfind("</think>")
     opened = [(text.rfind(each.replace("/", ""), max(0, thought)), each) for each in stop]
     place, missing = max(opened, default=(-1, ""))

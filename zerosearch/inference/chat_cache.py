@@ -16,7 +16,7 @@ _PUT = """
 INSERT INTO answers VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET answer = excluded.answer, digest = excluded.digest
 WHERE answers.answer = '""'
 """
-_LAYOUT = "1"
+_LAYOUT = "2"
 """Goes into every key; another one when what an entry means changes."""
 
 
@@ -99,6 +99,7 @@ def request_key(identity: Sequence[str], request: ChatRequest) -> str:
         float(request.temperature),
         request.seed,
         list(request.stop),
+        request.cut,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

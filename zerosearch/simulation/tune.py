@@ -71,7 +71,7 @@ def collect_pages(
             if len(documents) < k:
                 continue
             noise: Noise = "useful" if holds_answer(documents, asked.answers) else "noisy"
-            pages.append(LabelledPage(question, query, asked.answers[0], documents, noise))
+            pages.append(LabelledPage(question, query, _told(documents, asked.answers), documents, noise))
             if len(pages) == count:
                 return pages
     raise UserError(
@@ -81,19 +81,20 @@ def collect_pages(
 
 
 def pages_of_turns(turns: Sequence[SearchTurn]) -> list[LabelledPage]:
-    """The pages of turns that have documents and a label.
-
-    The simulator is told the answer of the fact that the query asks for: one that the page holds, so that it learns to
-    write what it is told, else the first.
-    """
+    """The pages of turns that have documents and a label; the answer is that of the fact that the query asks for."""
     pages = []
     for turn in turns:
         if turn.noise and turn.documents:
-            answers = answers_for(turn.query, turn.question)
-            held = (answer for answer in answers if holds_answer(turn.documents, [answer]))
-            answer = next(held, answers[0] if answers else "")
+            answer = _told(turn.documents, answers_for(turn.query, turn.question))
             pages.append(LabelledPage(turn.question, turn.query, answer, turn.documents, turn.noise))
     return pages
+
+
+def _told(documents: Sequence[Document], answers: Sequence[str]) -> str:
+    """Which of the answers a simulator is told: one that the page holds, so that it learns to write what it is told,
+    else the first; empty where there is none."""
+    held = (answer for answer in answers if holds_answer(documents, [answer]))
+    return next(held, answers[0] if answers else "")
 
 
 def page_example(page: LabelledPage, template: Template) -> TuningExample:
