@@ -296,7 +296,7 @@ def test_tuning_pages_are_labelled_by_what_they_hold() -> None:
 
 def test_of_several_answers_a_simulator_is_told_one_that_its_page_holds() -> None:
     city = Hop("Ada Lovelace", "home city", ("Londinium", "London"))
-    question = Question("1", "Where does Ada Lovelace live?", ("Londinium", "London"), "d", (city,))
+    question = Question("1", "Where does Ada Lovelace live?", ("Londinium", "London"), "d", hops=(city,))
     passages = [Document("Ada Lovelace", f"Ada Lovelace has her home city London since {year}.") for year in (1, 2)]
     (page,) = collect_pages([question], BM25Engine(passages), 1, 1, 0)
     assert (page.answer, page.noise) == ("London", "useful")
