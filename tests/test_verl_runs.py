@@ -210,6 +210,7 @@ def test_two_ranks_and_two_workers(model: Path, tmp_path: Path, server: ChatProc
 
 def kill_after(steps: int, run: Path, server: ChatProcess, name: str) -> threading.Thread:
     """Kill the process of that name in the next step after so many, while it waits for slow pages."""
+    server.do(then="slow 1")  # so that the next step still has pages to ask for when this one is seen to be saved
 
     def kill() -> None:
         until = time.monotonic() + 300
