@@ -380,6 +380,20 @@ def test_likelihood_is_kept_only_where_a_good_turn_became_less_likely() -> None:
     assert losses[1] - losses[0] == pytest.approx(0.2 * 1.25)
 
 
+@TYPES
+def test_before_the_first_update_nothing_has_become_less_likely(kind: str) -> None:
+    def after(coefficient: float) -> Tensor:
+        made = recipe(kind, f"algorithm.llds_coefficient={coefficient}", "algorithm.kl_coefficient=0")
+        model = tiny.model()
+        taught = lessons([group([1.0, 0.0, 0.5], [9, 7, 8])])
+        taught = measured(taught, "old_W", lambda trees: score(model, trees).log_probs, 10_000)
+        taught = judged(filled(taught, "values_W", [e.old_W for e in episodes_of(taught)]), made.algorithm)
+        update_policy(model, torch.optim.SGD(model.parameters(), lr=0.5), taught, made)
+        return weights(model)
+
+    assert torch.equal(after(0.2), after(0.0))
+
+
 def test_a_failure_that_weighs_nothing_is_not_kept_likely() -> None:
     made = recipe("reinforce_positive", "algorithm.kl_coefficient=0", "algorithm.llds_coefficient=0.2")
     [lesson] = judged(lessons([group([1.0, 0.0], [3, 4])]), made.algorithm)

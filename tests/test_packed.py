@@ -102,6 +102,16 @@ def test_scores_are_those_of_each_sequence_alone(architecture: str, trees: list[
     assert torch.allclose(found.entropies, -(tables.exp() * tables).sum(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", tiny.SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_without_gradients_are_those_with_them_to_the_bit(shape: str, dtype: torch.dtype) -> None:
+    architecture, given = tiny.SHAPES[shape]
+    model = tiny.model(architecture, **given)
+    with torch.no_grad():
+        measured = score(model, SHARING, dtype=dtype).log_probs
+    assert torch.equal(measured, score(model, SHARING, dtype=dtype).log_probs)
+
+
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_gradients_are_those_of_each_sequence_alone(architecture: str) -> None:
     model = MODELS[architecture]

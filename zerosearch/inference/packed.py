@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from zerosearch.inference.decoder import causal_mask, grouped_attention, hidden_states, unknown
+from zerosearch.inference.decoder import attention_by_products, causal_mask, grouped_attention, hidden_states, unknown
 from zerosearch.inference.trie import Trie, lay_out
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Tree:
 class TrieAttention:
     """A run of tokens sees itself and the runs that it follows; nothing sees another tree or branch.
 
+    It computes the same with gradients and without: a probability that was measured before the first update is the one
+    that this starts from, to the bit.
     unseen: tokens behind all runs, of which nothing is wanted.
     """
 
@@ -73,12 +75,13 @@ class TrieAttention:
                 causal_mask(length, start, queries_THD.dtype, queries_THD.device)
                 for length, start in zip(self.lengths, self.starts, strict=True)
             ]
+        attend = attention_by_products if queries_THD.device.type == "cpu" else grouped_attention
         parts = []
         for number, (parent, mask) in enumerate(zip(self.parents, self.masks[queries_THD.dtype], strict=True)):
             if parent >= 0:
                 keys[number] = torch.cat((keys[parent], keys[number]), dim=1)
                 values[number] = torch.cat((values[parent], values[number]), dim=1)
-            parts.append(grouped_attention(queries[number], keys[number], values[number], mask))
+            parts.append(attend(queries[number], keys[number], values[number], mask))
         return torch.cat([*parts, rest.detach()])
 
 
