@@ -26,14 +26,16 @@ update_actor, compute_advantage = PPOTrainer._update_actor, PPOTrainer._compute_
 
 
 def seen(self, batch, metrics):
+    """Written once the update is done: one that a dead worker breaks off has trained nothing."""
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*FIELDS, "extra_fields"])
+    found = update_actor(self, batch, metrics)
     with Path(os.environ["PROBE"]).open("a") as file:
         for place, key in enumerate(batch.keys):
             row = {name: data[name][place].tolist() for name in FIELDS}
             trajectory = data["extra_fields"][place]["trajectory"]
             about = {"step": self.global_steps, "key": key, "padding": batch.tags[place].get("is_padding", False)}
             file.write(json.dumps(about | row | {"trajectory": json.loads(trajectory)}) + "\n")
-    return update_actor(self, batch, metrics)
+    return found
 
 
 def shifted(self, batch, metrics):
