@@ -51,9 +51,10 @@ def main() -> None:
         f"{len(found.seconds)} searches by {given.clients} clients at once, stub of {given.latency:g} s, "
         f"{os.cpu_count()} cores"
     )
+    print("\n| | measured | wanted | |\n|---|---:|---|---|")
     for name, figure, reached, target in figures(found, given.latency, waiting):
-        print(f"{name:20} {figure:36} {'reached' if reached else 'missed'} ({target})")
-    print(f"processor time       {1000 * each:.2f} ms of the server for a search")
+        print(f"| {name} | {figure} | {target} | {'reached' if reached else 'missed'} |")
+    print(f"| processor time of the server for a search | {1000 * each:.2f} ms | | |")
 
 
 def figures(found: "Load", latency: float, waiting: float) -> list[tuple[str, str, bool, str]]:
