@@ -270,7 +270,8 @@ def test_the_embedded_model_learns_to_write_pages_for_real_queries(shared_data: 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_worlds_simulator_writes_what_is_asked_for(tmp_path: Path) -> None:
-    only_tuning = ["warm_start.enabled=false", "training.steps=0", "report.live=false"]
+    only_tuning = ["warm_start.enabled=false", "report.live=false", "report.examples=0", "training.steps=1"]
+    only_tuning += ["training.questions_per_step=4", "training.samples_per_question=2"]
     only_tuning += [f"evaluation.{each}=false" for each in ("untrained", "warm_start", "trained")]
     train(load_recipe("world", [f"output={tmp_path / 'run'}", *only_tuning]))
     source = open_source("world", [f"simulation.model={tmp_path / 'run' / 'checkpoints' / 'simulator'}"])
