@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = "\n".join(f"Doc {word}(Title: Title {word}) {f'Thirty words make document {word}. ' * 6}" for word in (1, 2, 3))
+PAGE = "\n".join(f"Doc {n}(Title: Title {n}) {f'Thirty words make document {n}. ' * 6}" for n in (1, 2, 3))
 RECIPE = [
     "world",
     "simulation.mode=prompt",

@@ -109,7 +109,7 @@ def test_an_answer_and_what_was_asked(server: Server) -> None:
 
 
 def test_an_answer_that_was_cut_off_is_marked_for_who_asks_so(server: Server) -> None:
-    chat, marked = OpenAIChat(server.url, "tiny", max_retries=0), replace(REQUEST, cut="…")
+    chat, marked = OpenAIChat(server.url, "tiny", max_retries=0), replace(REQUEST, cut_mark="…")
     server.responses = [JSONResponse(completion(text, "length")) for text in ("Doc 1: y", "Doc 1: y", None)]
     assert [asyncio.run(chat.chat(each)) for each in (marked, REQUEST, marked)] == ["Doc 1: y…", "Doc 1: y", ""]
     server.responses = [JSONResponse(completion("Doc 1: yes"))]

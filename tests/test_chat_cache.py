@@ -100,7 +100,7 @@ def test_a_failure_is_not_kept_and_an_empty_answer_only_until_there_is_a_better_
         replace(REQUEST, stop=()),
         replace(REQUEST, stop=("\nDoc 5",)),
         replace(REQUEST, stop=("\nDoc", " 4")),
-        replace(REQUEST, cut="…"),
+        replace(REQUEST, cut_mark="…"),
     ],
 )
 def test_the_key_holds_everything_that_determines_an_answer(other: ChatRequest) -> None:

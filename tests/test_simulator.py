@@ -429,7 +429,7 @@ def test_contents_cannot_open_or_close_a_turn(tokenizer: Any) -> None:
 def test_a_sampler_tells_what_it_was_cut_in(tokenizer: Any, ended: StopReason, said: str) -> None:
     chat = SampledChat(Parrot(tokenizer.encode("Doc 1"), ended), tokenizer, "tiny")
     request = ChatRequest([{"role": "user", "content": "hi"}], max_tokens=5)
-    assert asyncio.run(chat.chat(replace(request, cut="…"))) == said
+    assert asyncio.run(chat.chat(replace(request, cut_mark="…"))) == said
     assert asyncio.run(chat.chat(request)) == "Doc 1"
 
 

@@ -204,7 +204,7 @@ class Chat:
 
     async def chat(self, request: ChatRequest) -> str:
         self.requests.append(request)
-        return self.replies.pop(0).replace("…", request.cut)
+        return self.replies.pop(0).replace("…", request.cut_mark)
 
 
 class Hostile:

@@ -19,9 +19,9 @@ CHARACTERS = 5
 _MARKS = {"system": "\U000f0000", "user": "\U000f0001", "assistant": "\U000f0002"}
 """Characters of the private use area that say who speaks from there on; no text can hold them."""
 _ROLES = {mark: role for role, mark in _MARKS.items()}
-_CUT = "\U000f0003"
+_CUT_MARK = "\U000f0003"
 """Behind what was cut off at the budget."""
-_ANY_MARK = re.compile(f"[{''.join(_ROLES)}{_CUT}]")
+_ANY_MARK = re.compile(f"[{''.join(_ROLES)}{_CUT_MARK}]")
 
 
 def chat_agent(chat: ChatModel, engine: SearchEngine, settings: EpisodeSettings) -> Agent:
@@ -66,12 +66,12 @@ class _ChatSampler:
                 temperature=request.temperature,
                 seed=request.seed,
                 stop=request.stop,
-                cut=_CUT,
+                cut_mark=_CUT_MARK,
             )
         )
         room = request.max_tokens - max(map(len, request.stop), default=0)
-        cut = said.endswith(_CUT)
-        text = _closed(_ANY_MARK.sub("\ufffd", said.removesuffix(_CUT))[:room], request.stop, cut)
+        cut = said.endswith(_CUT_MARK)
+        text = _closed(_ANY_MARK.sub("\ufffd", said.removesuffix(_CUT_MARK))[:room], request.stop, cut)
         ids = tuple(map(ord, f"{_MARKS['assistant']}{text}{_MARKS['user']}"))
         return Sample(ids, (), "stop" if text.endswith(request.stop) else "length" if cut else "end")
 

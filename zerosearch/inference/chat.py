@@ -43,7 +43,7 @@ class ChatRequest:
     """What a chat model is asked.
 
     group: requests of one group begin alike, so that a server that had one of them is asked for the next, if it can be;
-    no answer depends on it. cut: what is put behind an answer that ended at max_tokens, so that one can tell.
+    no answer depends on it. cut_mark: what is put behind an answer that ended at max_tokens.
     """
 
     messages: Sequence[Message]
@@ -52,7 +52,7 @@ class ChatRequest:
     seed: int = 0
     stop: tuple[str, ...] = ()
     group: str = ""
-    cut: str = ""
+    cut_mark: str = ""
 
 
 class ChatModel(Protocol):

@@ -99,7 +99,7 @@ def request_key(identity: Sequence[str], request: ChatRequest) -> str:
         float(request.temperature),
         request.seed,
         list(request.stop),
-        request.cut,
+        request.cut_mark,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

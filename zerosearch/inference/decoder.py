@@ -116,13 +116,13 @@ def hidden_states(model: "PreTrainedModel", ids_T: Tensor, positions_T: Tensor, 
         queries = queries * block.head_dim**-0.5
         mixed = attention(index, pointwise.rotated(queries), pointwise.rotated(keys), values)
         x, y = pointwise.normalised(layer.post_attention_layernorm, x, block.o_proj(mixed.reshape(len(y), -1)))
-        return x, pointwise.gated_product(feed.down_proj, feed.gate_proj(y), feed.up_proj(y), again)
+        return x, pointwise.gated_product(feed.down_proj, feed.gate_proj(y), feed.up_proj(y), checkpointing)
 
-    again = torch.is_grad_enabled() and model.is_gradient_checkpointing
+    checkpointing = torch.is_grad_enabled() and model.is_gradient_checkpointing
     more = None
     for index, layer in enumerate(body.layers):
         given = layer, index, x, more
-        x, more = checkpoint(through, *given, use_reentrant=False) if again else through(*given)
+        x, more = checkpoint(through, *given, use_reentrant=False) if checkpointing else through(*given)
     return pointwise.normalised(body.norm, x, more)[1]
 
 
@@ -169,17 +169,19 @@ class Pointwise:
             return self.kernels.rotated(x_TND, self.cos, self.sin)
         return rotate(x_TND, self.cos, self.sin)
 
-    def gated_product(self, product: Callable[[Tensor], Tensor], gates: Tensor, ups: Tensor, again: bool) -> Tensor:
+    def gated_product(
+        self, product: Callable[[Tensor], Tensor], gates: Tensor, ups: Tensor, checkpointing: bool
+    ) -> Tensor:
         """Return product(silu(gates) * ups).
 
         What is multiplied is not kept for the product's gradient, but computed again from gates and ups, which are
-        kept anyhow. again: everything is computed again in the backward pass.
+        kept anyhow. checkpointing: nothing is kept, and everything is computed again.
         """
         kernels = self.kernels
         if not kernels:
             return product(torch.nn.functional.silu(gates) * ups)
         gated = kernels.gated(gates, ups)
-        if again or not gated.requires_grad:
+        if checkpointing or not gated.requires_grad:
             return product(gated)
         gates, ups, place = gates.detach(), ups.detach(), gated.data_ptr()
 

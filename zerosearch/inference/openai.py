@@ -218,12 +218,12 @@ class OpenAIChat:
         no_completion = calls.PassingError(server.name, "sent something that is no chat completion")
         try:
             content: object = completion.choices[0].message.content
-            cut = completion.choices[0].finish_reason == "length"
+            mark = request.cut_mark if completion.choices[0].finish_reason == "length" else ""
         except (AttributeError, IndexError, TypeError) as error:
             raise no_completion from error
         if not isinstance(content, str | None):
             raise no_completion
-        return f"{content}{request.cut if cut else ''}" if content else ""
+        return f"{content}{mark}" if content else ""
 
     def _status_failure(self, server: Endpoint, error: "APIStatusError") -> Exception:
         status, said = error.status_code, self._said(error)

@@ -38,4 +38,5 @@ class SampledChat:
             self._tokenizer.decode(list(sample.token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
         ends = [end for stop in request.stop if (end := text.find(stop)) >= 0]
-        return f"{text[: min(ends, default=len(text))]}{request.cut if sample.stop_reason == 'length' else ''}"
+        mark = request.cut_mark if sample.stop_reason == "length" else ""
+        return f"{text[: min(ends, default=len(text))]}{mark}"

@@ -193,8 +193,9 @@ def memory_lines(recipe: Recipe, policy: Shape) -> list[str]:
 
 
 def _time(recipe: Recipe, work: Work, policy: Shape) -> list[str]:
-    written_by = policy if recipe.policy_simulates else shape_of(recipe.simulation.model)
-    simulator = written_by if recipe.simulates else None
+    simulator = None
+    if recipe.simulates:
+        simulator = policy if recipe.policy_simulates else shape_of(recipe.simulation.model)
     learning, simulating = operations(recipe, work, policy, simulator)
     pages = f"{_hours(simulating)} for the simulator"
     if recipe.simulates and not simulator:
